@@ -1,0 +1,576 @@
+"""One transaction around one transition: the rules of lifecycle.py, applied to a store.
+
+Time, chance and ids are arguments. The engine reads no clock, draws no number and starts no thread, so the same code
+runs in production and in virtual time. Every change of a job goes through `_change`, which keeps what belongs
+together in one transaction: the record, its unique key, the counters, and the news of it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from rqlab import lifecycle
+from rqlab.errors import (
+    DuplicateKey,
+    InvalidState,
+    JobNotFound,
+    LeaseLost,
+    RQLabError,
+    ScheduleNotFound,
+    StoreCorrupt,
+    ValidationError,
+)
+from rqlab.job import NULL, Counts, Job, State
+from rqlab.lifecycle import Change, Event
+from rqlab.schedule import Schedule, due
+from rqlab.storage import Store, Transaction
+from rqlab.storage.place import LAST, TIME_DIGITS, expiring, place, shelf, until
+
+T = TypeVar("T")
+
+MAX_MOVES = 500  # jobs a transaction may move: others wait for the lock meanwhile, and goes on in the next
+UNIQUE = "unique/"  # + queue/key: the id of the job that holds a unique key
+PAUSED = "paused/"  # + queue: the queue is paused
+SCHEDULE = "schedule/"  # + name: a schedule; its place is on the shelf DUE while it has a next tick
+DUE = "due/"
+OFF = "off/"  # the shelf of schedules that are paused or finished
+
+#: The running totals that each event adds to; states are counted by the store.
+TOTALS: dict[Event, str] = {
+    Event.PUSH: "pushed_total",
+    Event.ACK: "completed_total",
+    Event.FAIL: "failed_total",
+    Event.STALL: "stalled_total",
+    Event.TIME_OUT: "timed_out_total",
+    Event.RELEASE: "released_total",
+    Event.SNOOZE: "snoozed_total",
+    Event.EXPIRE: "expired_total",
+    Event.CANCEL: "cancelled_total",
+    Event.REQUEUE: "requeued_total",
+    Event.PURGE: "purged_total",
+}
+CHARGED = frozenset({Event.FAIL, Event.STALL, Event.TIME_OUT})
+
+#: Upper bounds, in seconds, of the buckets of the wait and run histograms; a last bucket has no bound.
+BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)
+BUCKETS_MS = tuple(int(bound * 1000) for bound in BUCKETS)
+
+LISTED = (State.WAITING, State.DELAYED, State.ACTIVE, State.COMPLETED, State.DLQ, State.CANCELLED)
+
+
+class Push(NamedTuple):
+    """A job to push, as the front door has checked it."""
+
+    job: Job
+    delay: float = 0.0  #: seconds
+    return_holder: bool = False  #: on a unique key that is held: give its holder's id instead of raising
+
+
+class Pull(NamedTuple):
+    """What a worker asks for."""
+
+    queues: tuple[str, ...]  #: the first is served first
+    at_most: int
+    worker: str
+    stall_timeout: float  #: seconds; of the leases it gets
+
+
+class Ending(NamedTuple):
+    """How a run ended, as its worker reports it."""
+
+    job: Job
+    event: Event  #: ACK, FAIL, TIME_OUT, RELEASE or SNOOZE
+    result: msgspec.Raw = NULL
+    error: str = ""
+    delay: float | None = None  #: seconds: RetryAfter's and Snooze's
+    final: bool = False  #: DeadLetter
+
+
+class Engine:
+    """The queue's operations on one store; thread-safe as the store is.
+
+    `chance(purpose, entity, counter)` gives numbers in [0, 1): production ignores the keys, a simulation draws a
+    stream of its own for each. `deliver` is called after each commit, outside the store's lock.
+    """
+
+    def __init__(self, store: Store, chance: Callable[[str, str, int], float]) -> None:
+        self.store = store
+        self.chance = chance
+        self.deliver: Callable[[], None] = lambda: None
+
+    # Producers.
+
+    def push(self, pushes: Sequence[Push], now: int) -> list[str]:
+        """Store all jobs, or none; their ids. DuplicateKey if a unique key is held."""
+        jobs = [(lifecycle.push(push.job, now, push.delay), push.return_holder) for push in pushes]
+        return self._write(lambda tx: [_push(tx, job, return_holder, now) for job, return_holder in jobs])
+
+    # Workers.
+
+    def pull(self, request: Pull, now: int) -> list[Job]:
+        """Up to `request.at_most` jobs, leased. Looks first without the lock, so an idle worker never takes it."""
+        taken: list[Job] = []
+        while len(taken) < request.at_most and self.has_due(request.queues, now):
+            rest = request._replace(at_most=request.at_most - len(taken))
+            jobs, more = self._write(lambda tx, rest=rest: _pull(tx, rest, now))  # type: ignore[misc]
+            taken += jobs
+            if not more:
+                break
+        return taken
+
+    def has_due(self, queues: Sequence[str], now: int) -> bool:
+        """Whether a pull would find something to move."""
+        for queue in queues:
+            ready, later = shelf(queue, State.WAITING), shelf(queue, State.DELAYED)
+            found = self.store.first(ready, ready + LAST) or self.store.first(later, until(later, now))
+            if found and self.store.entry(PAUSED + queue) is None:
+                return True
+        return False
+
+    def next_due(self, queues: Sequence[str]) -> int | None:
+        """When the first delayed job of these queues becomes due."""
+        shelves = [shelf(queue, State.DELAYED) for queue in queues]
+        firsts = [(self.store.first(later, later + LAST), len(later)) for later in shelves]
+        return min((int(at[cut : cut + TIME_DIGITS]) for at, cut in firsts if at is not None), default=None)
+
+    def finish(
+        self, endings: Sequence[Ending], request: Pull | None, now: int
+    ) -> tuple[list[Job | RQLabError], list[Job]]:
+        """End these runs and pull the next jobs, in one commit. Each ending has its own outcome."""
+
+        def work(tx: Transaction) -> tuple[list[Job | RQLabError], list[Job]]:
+            ended = [_or_error(lambda ending=ending: self._end(tx, ending, now)) for ending in endings]  # type: ignore[misc]
+            pulled = _pull(tx, request, now)[0] if request is not None and request.at_most > 0 else []
+            return ended, pulled
+
+        return self._write(work)
+
+    def end(self, ending: Ending, now: int) -> Job:
+        """End one run; LeaseLost if it does not hold the job any more."""
+        return self._write(lambda tx: self._end(tx, ending, now))
+
+    def heartbeat(self, jobs: Sequence[Job], now: int) -> list[Job | RQLabError]:
+        """Keep the leases of these runs, in one commit; each has its own outcome."""
+
+        def beat(tx: Transaction, held: Job) -> Job:
+            stored = lifecycle.fence(tx.get(held.id), held)
+            return _held(_change(tx, Event.HEARTBEAT, stored, lifecycle.heartbeat(stored, now), now), held)
+
+        return self._write(
+            lambda tx: [_or_error(lambda held=held: beat(tx, held)) for held in jobs]  # type: ignore[misc]
+        )
+
+    def progress(self, held: Job, percent: float, message: str | None, now: int) -> Job:
+        """Record how far the run is; it is no heartbeat."""
+        return self._update(held, Event.PROGRESS, lambda job: lifecycle.progress(job, now, percent, message), now)
+
+    def log(self, held: Job, line: str, now: int) -> Job:
+        """Add a line to the job's log."""
+        return self._update(held, Event.LOG, lambda job: lifecycle.log(job, now, line), now)
+
+    def holds(self, jobs: Sequence[Job]) -> list[bool]:
+        """Whether each of these runs still holds its job; a look, no write."""
+        stored = [(self.store.get(held.id), held) for held in jobs]
+        return [
+            job is not None and job.state is State.ACTIVE and job.deliveries == held.deliveries for job, held in stored
+        ]
+
+    # Callers.
+
+    def get(self, job_id: str) -> Job:
+        job = self.store.get(job_id)
+        loaded = None if job is None else self._loaded(job)
+        if loaded is None:
+            raise JobNotFound(job_id)
+        return loaded
+
+    def jobs(
+        self, queues: Sequence[str], states: Sequence[State], tag: str | None, after: Job | None, limit: int
+    ) -> list[Job]:
+        """Jobs in the order of their places: state by state, queue by queue, each as its line runs."""
+        found: list[Job] = []
+        for state in states:
+            for queue in queues:
+                if after is not None and (LISTED.index(state), queue) < (LISTED.index(after.state), after.queue):
+                    continue
+                start = shelf(queue, state)
+                if after is not None and after.state is state and after.queue == queue:
+                    start = place(after) + LAST
+                for job in self._walk(start, shelf(queue, state) + LAST, limit if tag is None else MAX_MOVES):
+                    if tag is None or tag in job.tags:
+                        found.append(job)
+                    if len(found) == limit:
+                        return [job for job in map(self._loaded, found) if job is not None]
+        return [job for job in map(self._loaded, found) if job is not None]
+
+    def newest(self, queue: str, state: State, limit: int) -> list[Job]:
+        """Finished jobs of one state, the newest first."""
+        start = shelf(queue, state)
+        jobs = self.store.scan(start, start + LAST, limit, backwards=True)
+        return [job for job in map(self._loaded, jobs) if job is not None]
+
+    def counts(self, queues: Sequence[str]) -> Counts:
+        counters = [self.store.counters(queue) for queue in queues]
+        return Counts(**{state: sum(each.get(state, 0) for each in counters) for state in LISTED})
+
+    def cancel(self, job_id: str, now: int) -> Job:
+        def work(tx: Transaction) -> Job:
+            stored = _required(tx, job_id, "cancel")
+            return tx.load(_change(tx, Event.CANCEL, stored, lifecycle.cancel(stored, now), now))
+
+        return self._write(work)
+
+    def requeue(self, job_id: str, now: int) -> Job:
+        return self._write(lambda tx: tx.load(_requeue(tx, _required(tx, job_id, "requeue"), now)))
+
+    def requeue_all(self, queue: str, now: int) -> int:
+        """Requeue all of the queue's dead-lettered jobs but those whose unique key another job now holds."""
+        start = shelf(queue, State.DLQ)
+
+        def work(tx: Transaction, start: str) -> tuple[int, str | None]:
+            jobs = tx.scan(start, until(shelf(queue, State.DLQ), now), MAX_MOVES)
+            outcomes = [_or_error(lambda job=job: _requeue(tx, job, now)) for job in jobs]  # type: ignore[misc]
+            moved = sum(isinstance(outcome, Job) for outcome in outcomes)
+            return moved, place(jobs[-1]) + LAST if len(jobs) == MAX_MOVES else None
+
+        return self._in_batches(work, start)
+
+    def purge(self, queue: str, state: State, before: int, now: int) -> int:
+        """Remove the queue's jobs of one finished state that finished before or at `before`."""
+        start = shelf(queue, state)
+        if self.store.first(start, until(start, before)) is None:
+            return 0
+
+        def work(tx: Transaction, start: str) -> tuple[int, str | None]:
+            jobs = tx.scan(start, until(start, before), MAX_MOVES)
+            for job in jobs:
+                lifecycle.require(job, Event.PURGE)
+                tx.delete(job)
+                _tell(tx, Event.PURGE, job, now)
+            return len(jobs), start if len(jobs) == MAX_MOVES else None
+
+        return self._in_batches(work, start)
+
+    def pause(self, queue: str) -> None:
+        self._write(lambda tx: tx.put_entry(PAUSED + queue, b"1", PAUSED + queue))
+
+    def resume(self, queue: str) -> None:
+        self._write(lambda tx: tx.delete_entry(PAUSED + queue))
+
+    def paused(self) -> list[str]:
+        entries = self.store.entries(PAUSED, PAUSED + LAST, 10_000)
+        return [key.removeprefix(PAUSED) for key, _ in entries]
+
+    # Schedules.
+
+    def put_schedule(self, schedule: Schedule, keep: Callable[[Schedule], bool]) -> Schedule:
+        """Store a schedule, unless one of its name is there and `keep` says that it is the same."""
+
+        def work(tx: Transaction) -> Schedule:
+            entry = tx.entry(SCHEDULE + schedule.name)
+            if entry is not None and keep(stored := decode_schedule(entry)):
+                return stored
+            _put_schedule(tx, schedule)
+            return schedule
+
+        return self._write(work)
+
+    def change_schedule(self, name: str, attempted: str, change: Callable[[Schedule], Schedule | None]) -> None:
+        """Replace a schedule by what `change` makes of it; None removes it. ScheduleNotFound without one."""
+
+        def work(tx: Transaction) -> None:
+            entry = tx.entry(SCHEDULE + name)
+            if entry is None:
+                raise ScheduleNotFound(name, attempted, known)
+            changed = change(decode_schedule(entry))
+            if changed is None:
+                tx.delete_entry(SCHEDULE + name)
+            else:
+                _put_schedule(tx, changed)
+
+        known = [schedule.name for schedule in self.schedules()]
+        self._write(work)
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules, by name."""
+        entries = [entry for start in (DUE, OFF) for entry in self.store.entries(start, start + LAST, 100_000)]
+        return sorted((decode_schedule(value) for _, value in entries), key=lambda schedule: schedule.name)
+
+    def fire(self, now: int, make: Callable[[Schedule, int], Push]) -> bool:
+        """Push what the schedules owe by now; whether there may be more. Push and bookkeeping are one transaction.
+
+        `make(schedule, tick)` builds the job of a tick. Where its unique key is held, that job stands for this tick.
+        """
+
+        def work(tx: Transaction) -> bool:
+            moves = MAX_MOVES
+            entries = tx.entries(DUE, until(DUE, now), MAX_MOVES)
+            for _, value in entries:
+                if moves <= 0:
+                    break
+                ticks, after = due(decode_schedule(value), now, moves)
+                for tick in ticks:
+                    push = make(after, tick)
+                    _push(tx, lifecycle.push(push.job, now, push.delay), True, now)
+                _put_schedule(tx, after)
+                moves -= max(len(ticks), 1)
+            return moves <= 0
+
+        return bool(self.store.entries(DUE, until(DUE, now), 1)) and self._write(work)
+
+    # Housekeeping: each of these moves at most MAX_MOVES jobs, and says whether there may be more.
+
+    def promote(self, queue: str, now: int) -> bool:
+        later = shelf(queue, State.DELAYED)
+        if self.store.first(later, until(later, now)) is None:
+            return False
+        return self._write(lambda tx: _promote(tx, queue, now, MAX_MOVES)) == MAX_MOVES
+
+    def recover(self, queue: str, judged_until: int, now: int) -> bool:
+        """Time out and stall the runs whose time-out or lease ended at or before `judged_until`."""
+        leased = shelf(queue, State.ACTIVE)
+        if self.store.first(leased, until(leased, judged_until)) is None:
+            return False
+
+        def work(tx: Transaction) -> int:
+            jobs = tx.scan(leased, until(leased, judged_until), MAX_MOVES)
+            for job in jobs:
+                self._judge(tx, job, judged_until, now)
+            return len(jobs)
+
+        return self._write(work) == MAX_MOVES
+
+    def shorten(self, queue: str, now: int) -> None:
+        """Cut the leases that lie further ahead than a heartbeat now would put them: the wall clock went back."""
+        leased = shelf(queue, State.ACTIVE)
+        for job in self._walk(leased, leased + LAST, MAX_MOVES):
+            if lifecycle.is_too_far_ahead(job, now):
+                self._write(lambda tx, job=job: _shorten(tx, job, now))  # type: ignore[misc]
+
+    def expire(self, queue: str, now: int) -> bool:
+        """Dead-letter the jobs whose ttl passed before they started."""
+        start = expiring(queue)
+        if not self.store.entries(start, until(start, now), 1):
+            return False
+
+        def work(tx: Transaction) -> int:
+            entries = tx.entries(start, until(start, now), MAX_MOVES)
+            for key, _ in entries:
+                job = tx.get(key.rpartition("/")[2])
+                assert job is not None, "the side entry of a ttl goes with its job"
+                _change(tx, Event.EXPIRE, job, lifecycle.expire(job, now), now)
+            return len(entries)
+
+        return self._write(work) == MAX_MOVES
+
+    def oldest_waiting_at(self, queue: str) -> int | None:
+        """Since when the head of the line waits: the longest of the heads, one for each priority in use."""
+        ready = shelf(queue, State.WAITING)
+        start, oldest = ready, None
+        for _ in range(MAX_MOVES):
+            heads = self.store.scan(start, ready + LAST, 1)
+            if not heads:
+                break
+            oldest = heads[0].updated_at if oldest is None else min(oldest, heads[0].updated_at)
+            start = place(heads[0])[: len(ready) + 5] + LAST
+        return oldest
+
+    # Below: what the operations share.
+
+    def _write(self, work: Callable[[Transaction], T]) -> T:
+        try:
+            return self.store.write(work)
+        finally:
+            self.deliver()
+
+    def _update(self, held: Job, event: Event, step: Callable[[Job], Job], now: int) -> Job:
+        def work(tx: Transaction) -> Job:
+            stored = lifecycle.fence(tx.get(held.id), held)
+            return _held(_change(tx, event, stored, step(stored), now), held)
+
+        return self._write(work)
+
+    def _end(self, tx: Transaction, ending: Ending, now: int) -> Job:
+        stored = lifecycle.fence(tx.get(ending.job.id), ending.job)
+        match ending.event:
+            case Event.ACK:
+                ended = lifecycle.ack(stored, now, ending.result)
+            case Event.FAIL:
+                draw = self._draw(stored)
+                ended = lifecycle.fail(stored, now, ending.error, draw, retry_after=ending.delay, final=ending.final)
+            case Event.TIME_OUT:
+                ended = lifecycle.time_out(stored, now, self._draw(stored))
+            case Event.SNOOZE:
+                ended = lifecycle.snooze(stored, now, ending.delay or 0.0)
+            case _:
+                ended = lifecycle.release(stored, now)
+        return _held(_change(tx, ending.event, stored, ended, now), ending.job)
+
+    def _judge(self, tx: Transaction, job: Job, judged_until: int, now: int) -> None:
+        timeout_at = job.timeout_at
+        if timeout_at is not None and timeout_at <= judged_until:
+            _change(tx, Event.TIME_OUT, job, lifecycle.time_out(job, now, self._draw(job)), now)
+        else:
+            _change(tx, Event.STALL, job, lifecycle.stall(job, now, self._draw(job)), now)
+
+    def _draw(self, job: Job) -> float:
+        return self.chance("jitter", job.id, job.deliveries) if job.jitter else 0.5
+
+    def _loaded(self, job: Job) -> Job | None:
+        """The job with its data; None if it was removed between the two looks."""
+        try:
+            return self.store.load(job)
+        except StoreCorrupt:
+            if self.store.get(job.id) is None:
+                return None
+            raise
+
+    def _walk(self, start: str, end: str, page: int) -> Iterator[Job]:
+        while True:
+            jobs = self.store.scan(start, end, page)
+            yield from jobs
+            if len(jobs) < page:
+                return
+            start = place(jobs[-1]) + LAST
+
+    def _in_batches(self, work: Callable[[Transaction, str], tuple[int, str | None]], start: str) -> int:
+        moved, following = 0, start
+        while True:
+            count, next_start = self._write(lambda tx, at=following: work(tx, at))  # type: ignore[misc]
+            moved += count
+            if next_start is None:
+                return moved
+            following = next_start
+
+
+def decode_schedule(entry: bytes) -> Schedule:
+    try:
+        return msgspec.json.decode(entry, type=Schedule)
+    except msgspec.MsgspecError as error:
+        raise StoreCorrupt(f"expected a schedule that rqlab wrote; found {entry[:60]!r}… ({error})") from error
+
+
+def _push(tx: Transaction, job: Job, return_holder: bool, now: int) -> str:
+    if job.unique_key is not None:
+        key = f"{UNIQUE}{job.queue}/{job.unique_key}"
+        holder = tx.entry(key)
+        if holder is not None:
+            if return_holder:
+                return holder.decode()
+            raise DuplicateKey(job.queue, job.unique_key, holder.decode())
+        tx.put_entry(key, job.id.encode())
+    tx.put(job)
+    _tell(tx, Event.PUSH, job, now)
+    return job.id
+
+
+def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
+    """Jobs for a worker, and whether the transaction was full before the worker was served."""
+    taken: list[Job] = []
+    moves = MAX_MOVES
+    for queue in request.queues:
+        if tx.entry(PAUSED + queue) is not None:
+            continue
+        moves -= _promote(tx, queue, now, moves)
+        ready = shelf(queue, State.WAITING)
+        while moves > 0 and len(taken) < request.at_most:
+            jobs = tx.scan(ready, ready + LAST, min(request.at_most - len(taken), moves))
+            if not jobs:
+                break
+            for job in jobs:
+                if job.expires_at is not None and job.expires_at <= now:
+                    _change(tx, Event.EXPIRE, job, lifecycle.expire(job, now), now)
+                else:
+                    pulled = lifecycle.pull(job, now, request.worker, request.stall_timeout)
+                    _observe(tx, queue, "wait", now - job.updated_at)
+                    taken.append(tx.load(_change(tx, Event.PULL, job, pulled, now)))
+            moves -= len(jobs)
+    return taken, moves <= 0
+
+
+def _promote(tx: Transaction, queue: str, now: int, limit: int) -> int:
+    later = shelf(queue, State.DELAYED)
+    jobs = tx.scan(later, until(later, now), limit) if limit > 0 else []
+    for job in jobs:
+        _change(tx, Event.PROMOTE, job, lifecycle.promote(job, now), now)
+    return len(jobs)
+
+
+def _requeue(tx: Transaction, job: Job, now: int) -> Job:
+    lifecycle.require(job, Event.REQUEUE)
+    if job.unique_key is not None:
+        key = f"{UNIQUE}{job.queue}/{job.unique_key}"
+        holder = tx.entry(key)
+        if holder is not None:
+            raise DuplicateKey(job.queue, job.unique_key, holder.decode(), f"requeue job {job.id}")
+        tx.put_entry(key, job.id.encode())
+    return _change(tx, Event.REQUEUE, job, lifecycle.requeue(job, now), now)
+
+
+def _shorten(tx: Transaction, seen: Job, now: int) -> None:
+    job = tx.get(seen.id)
+    if job is not None and job.state is State.ACTIVE and lifecycle.is_too_far_ahead(job, now):
+        _change(tx, Event.HEARTBEAT, job, lifecycle.heartbeat(job, now), now)
+
+
+def _change(tx: Transaction, event: Event, old: Job, new: Job, now: int) -> Job:
+    """Store what an event made of a job, with everything that belongs to it."""
+    if new.state is State.COMPLETED and new.remove_on_complete:
+        tx.delete(old)
+    else:
+        tx.put(new, replacing=old)
+    if old.state is State.ACTIVE and new.state is not State.ACTIVE:
+        _observe(tx, new.queue, "run", now - (old.started_at or now))
+    if new.is_finished and new.unique_key is not None:
+        key = f"{UNIQUE}{new.queue}/{new.unique_key}"
+        if tx.entry(key) == new.id.encode():
+            tx.delete_entry(key)
+    if event in CHARGED:
+        tx.tally(new.queue, "dead_lettered_total" if new.state is State.DLQ else "retried_total")
+    elif event is Event.EXPIRE:
+        tx.tally(new.queue, "dead_lettered_total")
+    _tell(tx, event, new, now)
+    return new
+
+
+def _tell(tx: Transaction, event: Event, job: Job, now: int) -> None:
+    total = TOTALS.get(event)
+    if total is not None:
+        tx.tally(job.queue, total)
+    tx.emit(Change(event, job, now))
+
+
+def _observe(tx: Transaction, queue: str, what: str, duration_ms: int) -> None:
+    """Put a duration into its bucket of a histogram; one that a clock made negative counts as none."""
+    duration_ms = max(duration_ms, 0)
+    tx.tally(queue, f"{what}_bucket_{bisect_left(BUCKETS_MS, duration_ms)}")
+    tx.tally(queue, f"{what}_ms_total", duration_ms)
+
+
+def _required(tx: Transaction, job_id: str, attempted: str) -> Job:
+    job = tx.get(job_id)
+    if job is None:
+        raise JobNotFound(job_id, attempted)
+    return job
+
+
+def _put_schedule(tx: Transaction, schedule: Schedule) -> None:
+    is_on = schedule.next_at is not None and not schedule.paused
+    at = f"{DUE}{schedule.next_at:0{TIME_DIGITS}d}/{schedule.name}" if is_on else f"{OFF}{schedule.name}"
+    tx.put_entry(SCHEDULE + schedule.name, msgspec.json.encode(schedule), at)
+
+
+def _held(job: Job, held: Job) -> Job:
+    """The new record for the caller, with the data that it already has if that is kept apart."""
+    return replace(job, encoded_data=held.encoded_data) if job.data_apart and job.encoded_data == NULL else job
+
+
+def _or_error(step: Callable[[], Job]) -> Job | RQLabError:
+    """The outcome of one item among many: a StoreError concerns them all, and is raised."""
+    try:
+        return step()
+    except (ValidationError, DuplicateKey, JobNotFound, InvalidState, LeaseLost) as error:
+        return error

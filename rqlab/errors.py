@@ -1,0 +1,117 @@
+"""What can go wrong, said so that a caller knows what to do next. Knows no rule and no store.
+
+    RQLabError
+    ├── ValidationError      a wrong argument; nothing was changed (also a ValueError)
+    ├── JobNotFound          no job has this id
+    ├── ScheduleNotFound     no schedule has this name
+    ├── InvalidState         the job's state does not allow this event
+    ├── LeaseLost            the run that holds this job is not its run any more
+    ├── DuplicateKey         another job holds the unique key (.job_id)
+    └── StoreError           the directory could not do it: an I/O error, or one of
+        ├── StoreBusy        another process held the write lock for all of busy_timeout
+        ├── StoreLocked      another process owns the directory
+        ├── StoreFull        the disk is full
+        ├── StoreCorrupt     what is on the disk is not what rqlab wrote
+        └── FormatTooNew     a newer rqlab wrote it
+
+A handler may raise three more, which are outcomes, not errors of rqlab: RetryAfter, DeadLetter and Snooze.
+"""
+
+
+class RQLabError(Exception):
+    """Whatever rqlab raises on purpose."""
+
+
+class ValidationError(RQLabError, ValueError):
+    """A wrong argument: what was expected, what came, what to do. Nothing was changed."""
+
+
+class JobNotFound(RQLabError, LookupError):
+    """No job has this id: it never existed, was purged, or was pushed with `remove_on_complete`."""
+
+    def __init__(self, job_id: str, attempted: str = "find") -> None:
+        super().__init__(
+            f"cannot {attempted} job {job_id}: no job has this id in this directory; "
+            "it may have been purged, removed by retention, or pushed with remove_on_complete"
+        )
+        self.job_id = job_id
+
+
+class ScheduleNotFound(RQLabError, LookupError):
+    """No schedule has this name."""
+
+    def __init__(self, name: str, attempted: str, known: list[str]) -> None:
+        there = ", ".join(sorted(known)) or "none"
+        super().__init__(f"cannot {attempted} schedule {name!r}: no schedule has this name; there are: {there}")
+        self.name = name
+
+
+class InvalidState(RQLabError):
+    """The state of the job does not allow this event. Nothing was changed."""
+
+
+class LeaseLost(RQLabError):
+    """The caller's run does not hold the job any more: it stalled, timed out, was released or cancelled.
+
+    Stop working on it: another worker may have it. Nothing was changed.
+    """
+
+
+class DuplicateKey(RQLabError):
+    """Another job that is not finished holds this unique key; its id is `job_id`."""
+
+    def __init__(self, queue: str, unique_key: str, job_id: str, attempted: str = "push") -> None:
+        super().__init__(
+            f"cannot {attempted} into {queue!r}: unique_key {unique_key!r} is held by job {job_id} until that job "
+            'is completed, dead-lettered or cancelled; pass on_conflict="return" to get its id instead'
+        )
+        self.queue = queue
+        self.unique_key = unique_key
+        self.job_id = job_id
+
+
+class StoreError(RQLabError):
+    """The directory could not do what was asked. Nothing was changed."""
+
+
+class StoreBusy(StoreError):
+    """Another process held the write lock for all of `busy_timeout`."""
+
+
+class StoreLocked(StoreError):
+    """Another process owns the directory, in a way that admits no second one."""
+
+
+class StoreFull(StoreError):
+    """The disk is full. Nothing was changed; free some space and call again."""
+
+
+class StoreCorrupt(StoreError):
+    """What is on the disk is not what rqlab wrote."""
+
+
+class FormatTooNew(StoreError):
+    """A newer rqlab wrote this directory: upgrade rqlab to open it."""
+
+
+class RetryAfter(Exception):
+    """Raised by a handler: this attempt failed; try again in `seconds` instead of after the backoff."""
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        super().__init__(reason or f"retry after {seconds} s")
+        self.seconds = seconds
+
+
+class DeadLetter(Exception):
+    """Raised by a handler: this attempt failed and no other may follow; to the dead-letter queue."""
+
+    def __init__(self, reason: str = "dead-lettered by its handler") -> None:
+        super().__init__(reason)
+
+
+class Snooze(Exception):
+    """Raised by a handler: not now, run me again in `seconds`; no attempt is charged."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"snoozed for {seconds} s")
+        self.seconds = seconds

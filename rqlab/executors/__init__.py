@@ -1,0 +1,237 @@
+"""What runs a handler: start it, learn how it ended, stop it. Knows no queue and no store.
+
+An executor is one of the three seams: `inline` for drains and simulations, `threads`, `processes` and `loop` (async)
+for workers. None of them decides anything about the job; each turns what a handler did into a Report.
+"""
+
+import inspect
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from rqlab import arguments
+from rqlab.engine import Ending
+from rqlab.errors import DeadLetter, RetryAfter, Snooze, ValidationError
+from rqlab.job import NULL, Job
+from rqlab.lifecycle import Event
+
+Handler = Callable[..., Any]
+Handlers = Handler | Mapping[str, Handler]
+
+
+class Report(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How a handler ended, in a form that travels between processes."""
+
+    event: str  #: ack, fail or snooze
+    result: msgspec.Raw = NULL
+    error: str = ""
+    delay: float | None = None  #: seconds, of RetryAfter and Snooze
+    final: bool = False  #: DeadLetter
+
+    def ending(self, job: Job) -> Ending:
+        return Ending(job, Event(self.event), self.result, self.error, self.delay, self.final)
+
+
+class Run:
+    """One delivery in the hands of an executor."""
+
+    __slots__ = ("is_lost", "is_stopped", "job", "services")
+
+    def __init__(self, job: Job, services: "Services") -> None:
+        self.job = job
+        self.services = services
+        self.is_lost = False  #: the lease went to somebody else: its report will be dropped
+        self.is_stopped = False  #: it should end: cancelled, timed out, lost or released
+
+
+class Services(NamedTuple):
+    """What a run's context may ask of its worker: each call is stored before it returns."""
+
+    progress: Callable[[Run, float, str | None], None]
+    log: Callable[[Run, str], None]
+
+
+class Finished(NamedTuple):
+    run: Run
+    report: Report
+
+
+class Executor(Protocol):
+    """Runs at most `concurrency` handlers at once."""
+
+    concurrency: int
+
+    def free(self) -> int:
+        """How many runs may be started now. A thread that was told to stop but still runs is not free."""
+
+    def start(self, run: Run) -> None: ...
+
+    def poll(self) -> Sequence[Finished]:
+        """The runs that ended since the last call, of stopped ones too."""
+
+    def stop(self, run: Run) -> None:
+        """Make the run end: a process is killed, an async handler cancelled, a thread is only told."""
+
+    def close(self) -> None:
+        """Let go of threads, loops and children; nothing of them is left but threads still in a handler."""
+
+
+class Context:
+    """What a handler may know and say about its run: the second argument of `handler(job, ctx)`."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def job(self) -> Job:
+        """The job as it was pulled."""
+        return self._run.job
+
+    @property
+    def token(self) -> int:
+        """The fencing token: the job's `deliveries`. It rises with each run, so a store that keeps the highest
+        token it has seen can refuse a run that has been overtaken."""
+        return self._run.job.deliveries
+
+    @property
+    def lost(self) -> bool:
+        """Whether the job went to another run: stop, and write nothing more."""
+        return self._run.is_lost
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the run should end: it was cancelled, timed out, lost or released."""
+        return self._run.is_stopped or self._run.is_lost
+
+    def progress(self, percent: float, message: str | None = None) -> None:
+        """Store how far the run is, 0-100, and a line for the log. It is no heartbeat. LeaseLost if the job is lost."""
+        checked = arguments.percent(percent)
+        self._run.services.progress(self._run, checked, None if message is None else str(message))
+
+    def log(self, line: str) -> None:
+        """Store a line in the job's log. LeaseLost if the job is lost."""
+        self._run.services.log(self._run, str(line))
+
+
+def is_async(handlers: Handlers) -> bool:
+    """Whether the handlers are coroutine functions; all must be of one kind."""
+    functions = list(handlers.values()) if isinstance(handlers, Mapping) else [handlers]
+    kinds = {_is_coroutine_function(function) for function in functions}
+    if len(kinds) > 1:
+        raise ValidationError(
+            "handler: expected all functions of the mapping to be async, or none; got both. "
+            "Use a worker for each kind, on queues of their own"
+        )
+    return kinds.pop()
+
+
+def checked(handlers: object) -> Handlers:
+    """The handler, or mapping of job names to handlers, if each can be called as handler(job) or handler(job, ctx)."""
+    if isinstance(handlers, Mapping):
+        if not handlers:
+            raise ValidationError("handler: expected at least one function in the mapping; got an empty one")
+        for name, function in handlers.items():
+            arguments.job_name(name)
+            wants_context(function)
+        return dict(handlers)
+    if not callable(handlers):
+        raise ValidationError(
+            f"handler: expected a function handler(job) or handler(job, ctx), or a mapping from job names to such; "
+            f"got {arguments.shown(handlers)}"
+        )
+    wants_context(handlers)
+    return handlers
+
+
+def wants_context(function: object) -> bool:
+    """Whether the handler takes a context: (job, ctx) rather than (job)."""
+    if not callable(function):
+        raise ValidationError(f"handler: expected a function; got {arguments.shown(function)}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some builtins have none
+        return False
+    try:
+        signature.bind(None, None)
+        return True
+    except TypeError:
+        pass
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ValidationError(
+            f"handler: expected a function handler(job) or handler(job, ctx); got {getattr(function, '__name__', '')}"
+            f"{signature}"
+        ) from None
+    return False
+
+
+def chosen(handlers: Handlers, job: Job) -> Handler | Report:
+    """The function for this job; for a name that a mapping does not have, the report that dead-letters it."""
+    if not isinstance(handlers, Mapping):
+        return handlers
+    function = handlers.get(job.name)
+    if function is None:
+        known = ", ".join(sorted(handlers))
+        return Report(event="fail", error=f"no handler called {job.name!r}; this worker has: {known}", final=True)
+    return function
+
+
+def call(handlers: Handlers, run: Run, through: tuple[type[BaseException], ...] = ()) -> Report:
+    """Run a sync handler to its end, whatever that is; errors of the kinds `through` are the caller's own."""
+    function = chosen(handlers, run.job)
+    if isinstance(function, Report):
+        return function
+    try:
+        result = function(run.job, Context(run)) if wants_context(function) else function(run.job)
+    except through:
+        raise
+    except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler may not end its worker
+        return failure(error)
+    return success(result)
+
+
+def success(result: object) -> Report:
+    """The report of a handler that returned; a result that JSON cannot say fails the attempt."""
+    try:
+        encoded = arguments.result(result)
+    except ValidationError as error:
+        return Report(event="fail", error=f"the handler returned what cannot be stored: {error}")
+    return Report(event="ack", result=encoded)
+
+
+def failure(error: BaseException) -> Report:
+    """The report of a handler that raised; the three outcomes are not failures like others."""
+    match error:
+        case Snooze():
+            return _timed(error, Report(event="snooze", delay=0.0))
+        case RetryAfter():
+            return _timed(error, Report(event="fail", error=described(error)))
+        case DeadLetter():
+            return Report(event="fail", error=described(error), final=True)
+        case _:
+            return Report(event="fail", error=described(error))
+
+
+def described(error: BaseException) -> str:
+    """An error as `last_error` keeps it: what was raised, then where."""
+    head = "".join(traceback.format_exception_only(error)).strip()
+    if isinstance(error, DeadLetter | RetryAfter):
+        return str(error)
+    frames = traceback.format_tb(error.__traceback__)
+    own = [frame for frame in frames if f"{__name__.split('.')[0]}/executors" not in frame]
+    return head if not own else f"{head}\n{''.join(own).rstrip()}"
+
+
+def _timed(error: Snooze | RetryAfter, report: Report) -> Report:
+    try:
+        delay = arguments.seconds(error.seconds, type(error).__name__)
+    except ValidationError as mistake:
+        return Report(event="fail", error=str(mistake))
+    return msgspec.structs.replace(report, delay=delay)
+
+
+def _is_coroutine_function(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004  # an object with an async __call__ is an async handler

@@ -1,0 +1,100 @@
+"""The numbers of a directory: how many jobs are where, how old the backlog is, how long things take.
+
+All of it is kept as counters with the jobs, so reading it does not get slower with the number of finished jobs.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rqlab.engine import BUCKETS, LISTED, Engine
+
+#: The running totals, since the directory was made: counter -> what it counts.
+TOTALS: dict[str, str] = {
+    "pushed": "jobs pushed",
+    "completed": "runs that succeeded",
+    "failed": "runs that raised an error",
+    "stalled": "runs whose lease ran out without a heartbeat",
+    "timed_out": "runs that took longer than their timeout",
+    "retried": "failed, stalled and timed out runs that will be tried again",
+    "dead_lettered": "jobs that went to the dead-letter queue: attempts used up, or expired",
+    "expired": "jobs whose ttl passed before they started",
+    "released": "runs given up at a shutdown, no attempt charged",
+    "snoozed": "runs that their handler put off, no attempt charged",
+    "cancelled": "jobs cancelled",
+    "requeued": "jobs put back from the dead-letter queue or from cancelled",
+    "purged": "finished jobs removed by a purge or by retention",
+}
+
+
+class Metrics:
+    """The newest reading; housekeeping refreshes it each tick, so a scrape never waits for a busy store."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.latest: dict[str, Any] | None = None
+
+    def refresh(self, now: int) -> dict[str, Any]:
+        """Read everything: {"at": ms, "queues": {name: {"jobs", "oldest_waiting_seconds", totals, "wait", "run"}}}."""
+        queues = {queue: self._read(queue, now) for queue in self._engine.store.queues()}
+        self.latest = {"at": now, "queues": queues}
+        return self.latest
+
+    def _read(self, queue: str, now: int) -> dict[str, Any]:
+        counters = self._engine.store.counters(queue)
+        oldest_at = self._engine.oldest_waiting_at(queue)
+        return {
+            "jobs": {str(state): counters.get(state, 0) for state in LISTED},
+            "oldest_waiting_seconds": None if oldest_at is None else max(now - oldest_at, 0) / 1000,
+            **{total: counters.get(f"{total}_total", 0) for total in TOTALS},
+            "wait": _histogram(counters, "wait"),
+            "run": _histogram(counters, "run"),
+        }
+
+
+class PrometheusCollector:
+    """A custom collector for prometheus_client: `REGISTRY.register(rq.prometheus())`.
+
+    Raises ImportError with the install line where prometheus_client is missing.
+    """
+
+    def __init__(self, metrics: Metrics) -> None:
+        try:
+            import prometheus_client  # noqa: F401  # an extra: say so now, not at the first scrape
+        except ImportError:
+            raise ImportError('Prometheus metrics need prometheus_client: pip install "rqlab[prometheus]"') from None
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Any]:
+        """One family for each metric, labelled by queue; called by the registry at every scrape."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+        queues: dict[str, Any] = (self._metrics.latest or {"queues": {}})["queues"]
+        jobs = GaugeMetricFamily("rqlab_jobs", "jobs in each state", labels=["queue", "state"])
+        oldest = GaugeMetricFamily(
+            "rqlab_oldest_waiting_seconds", "how long the oldest waiting job has waited", labels=["queue"]
+        )
+        for queue, read in queues.items():
+            for state, count in read["jobs"].items():
+                jobs.add_metric([queue, state], count)
+            oldest.add_metric([queue], read["oldest_waiting_seconds"] or 0.0)
+        yield from (jobs, oldest)
+        for total, meaning in TOTALS.items():
+            family = CounterMetricFamily(f"rqlab_{total}", meaning, labels=["queue"])
+            for queue, read in queues.items():
+                family.add_metric([queue], read[total])
+            yield family
+        for what, meaning in (("wait", "from due to pulled"), ("run", "from pulled to ended")):
+            histogram = HistogramMetricFamily(f"rqlab_{what}_seconds", meaning, labels=["queue"])
+            for queue, read in queues.items():
+                buckets = [(bound, count) for bound, count in read[what]["buckets"].items()]
+                histogram.add_metric([queue], buckets, read[what]["sum_seconds"])
+            yield histogram
+
+
+def _histogram(counters: Mapping[str, int], what: str) -> dict[str, Any]:
+    """Cumulative counts by upper bound in seconds, as Prometheus has them; the last bound is +Inf."""
+    total, buckets = 0, {}
+    for index, bound in enumerate([*(f"{bound:g}" for bound in BUCKETS), "+Inf"]):
+        total += counters.get(f"{what}_bucket_{index}", 0)
+        buckets[bound] = total
+    return {"count": total, "sum_seconds": counters.get(f"{what}_ms_total", 0) / 1000, "buckets": buckets}

@@ -1,0 +1,96 @@
+"""What changed: news of every event, after its commit, in commit order, to callbacks, waiting threads and the log.
+
+Knows changes, not where they come from. The news is of this process's own changes; what other processes do is seen by
+looking (`Store.changed`).
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from rqlab.job import Job, State, instant
+from rqlab.lifecycle import Change, Event
+
+log = logging.getLogger("rqlab")
+
+Callback = Callable[[Change], None]
+
+
+class Ringable(Protocol):
+    """Something that wakes a waiting thread."""
+
+    def ring(self) -> None: ...
+
+
+class Observers:
+    """Takes the changes of each commit from the store, and hands them out outside its lock."""
+
+    def __init__(self) -> None:
+        self._callbacks: dict[int, Callback] = {}
+        self._bells: set[Ringable] = set()
+        self._news: deque[Change] = deque()
+        self._delivering = threading.Lock()
+        self._next_key = 0
+
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Call `callback(change)` for every change from now on; the returned function ends that."""
+        key, self._next_key = self._next_key, self._next_key + 1
+        self._callbacks[key] = callback
+
+        def unsubscribe() -> None:
+            self._callbacks.pop(key, None)
+
+        return unsubscribe
+
+    def add_bell(self, bell: Ringable) -> None:
+        """Ring this bell whenever a job may have become due, or a run may have lost its job."""
+        self._bells = self._bells | {bell}  # a new set: `take` walks the old one without a lock
+
+    def remove_bell(self, bell: Ringable) -> None:
+        self._bells = self._bells - {bell}
+
+    def take(self, changes: list[Change]) -> None:
+        """The store's listener: called in commit order, under the store's lock, so it only notes and rings."""
+        if self._callbacks or log.isEnabledFor(logging.DEBUG) or any(c.event is Event.STALL for c in changes):
+            self._news.extend(changes)
+        if self._bells and any(_concerns_workers(change) for change in changes):
+            for bell in self._bells:
+                bell.ring()
+
+    def deliver(self) -> None:
+        """Hand out what there is. One thread at a time does it, so the order holds; the others go on."""
+        while self._news and self._delivering.acquire(blocking=False):
+            try:
+                while self._news:
+                    self._hand_out(self._news.popleft())
+            finally:
+                self._delivering.release()
+
+    def _hand_out(self, change: Change) -> None:
+        job = change.job
+        if change.event is Event.STALL:
+            log.warning(
+                "%s %s/%s %s: %s, %s", change.event, job.queue, job.name, job.id, job.last_error, _what_now(job)
+            )
+        else:
+            log.debug(
+                "%s %s/%s %s: %s, attempt %d of %d, delivery %d",
+                *(change.event, job.queue, job.name, job.id, job.state, job.attempt, job.max_attempts, job.deliveries),
+            )
+        for callback in list(self._callbacks.values()):
+            try:
+                callback(change)
+            except Exception:
+                log.exception(
+                    "on_change callback %r failed on %s of job %s; it stays subscribed", callback, *change[:2]
+                )
+
+
+def _concerns_workers(change: Change) -> bool:
+    return change.job.state is State.WAITING or change.event is Event.CANCEL or change.job.state is State.DELAYED
+
+
+def _what_now(job: Job) -> str:
+    return f"{job.state} until {instant(job.delay_until)}" if job.delay_until is not None else f"{job.state}"

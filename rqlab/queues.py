@@ -1,0 +1,791 @@
+"""The front door: named queues in one directory. The only place that says what time it is.
+
+It checks what callers pass, draws ids, and hands instants to the engine; it decides nothing about a job.
+"""
+
+import os
+import random
+import secrets
+import socket
+import threading
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import msgspec
+from msgspec.structs import replace
+
+from rqlab import arguments, clock, durability, executors, schedule
+from rqlab.arguments import shown
+from rqlab.clock import Bell
+from rqlab.engine import LISTED, Ending, Engine, Pull, Push
+from rqlab.errors import RQLabError, StoreError, ValidationError
+from rqlab.executors import Executor, Handlers
+from rqlab.executors.inline import InlineExecutor
+from rqlab.executors.threads import ThreadExecutor
+from rqlab.housekeeping import Housekeeper, Retention
+from rqlab.ids import Ids
+from rqlab.job import FINISHED, MAX_PRIORITY, MIN_PRIORITY, NULL, Backoff, Counts, Job, State
+from rqlab.lifecycle import Change, Event
+from rqlab.metrics import Metrics, PrometheusCollector
+from rqlab.observe import Observers
+from rqlab.schedule import Schedule
+from rqlab.storage import Store
+from rqlab.storage.disk import DiskStore, ReadOnlyStore
+from rqlab.storage.memory import MemoryStore
+from rqlab.supervisor import Running, Supervisor
+from rqlab.worker import Worker
+
+if TYPE_CHECKING:  # each is imported where it is used: pandas takes 0.4 s, asyncio a third of `import rqlab`
+    import asyncio
+
+    import pandas
+
+Seconds = float | timedelta
+
+MAX_PULL = 1_000
+MAX_CONCURRENCY = 1_000
+MIN_STALL_TIMEOUT = 0.1  # seconds; below it a heartbeat interval is no longer long against a commit
+MAX_ATTEMPTS = 2**31 - 1
+POLL_SECONDS = 0.025  # pull(wait=…) looks this often for jobs that other processes pushed
+SETTINGS_KEY = "rqlab/settings"
+DEFAULT_RETENTION = Retention()
+HOST = socket.gethostname()
+
+_ids = Ids(secrets.randbits)  # one for the process: ids rise strictly across all its queues
+_random = random.SystemRandom()
+
+
+class _Settings(msgspec.Struct, frozen=True):
+    """What a directory remembers for every process that opens it."""
+
+    retention: Retention
+
+
+def open(  # like shelve.open and dbm.open: always called as rqlab.open
+    path: str | os.PathLike[str],
+    durability: str = "durable",
+    *,
+    read_only: bool = False,
+    busy_timeout: Seconds = 30.0,
+    stall_timeout: Seconds = 30.0,
+    tick_interval: Seconds = 1.0,
+    retention: Retention = DEFAULT_RETENTION,
+    allow_network_filesystem: bool = False,
+) -> "Queues":
+    """Open the queues in a directory; it is made if it is not there (mode 0700).
+
+    `durability` is a row of `rqlab.MODES`. `read_only` looks at what is on the disk beside whoever uses it, and
+    writes nothing. All durations are in seconds, or a timedelta:
+
+    - `busy_timeout`: how long a write waits for another process's, before StoreBusy;
+    - `stall_timeout` (at least 0.1): how long a worker of this process may be silent before its job is taken from it.
+      30 s forgives a long garbage collection or a busy disk; shorter means faster recovery;
+    - `tick_interval`: the pause between two housekeeping passes of this process;
+    - `retention`: how long finished jobs are kept. It is stored in the directory; left out, the stored one holds.
+
+    Network file systems are refused (flock and SQLite's WAL do not hold there) unless `allow_network_filesystem`.
+    Raises ValidationError, StoreLocked, StoreFull, StoreCorrupt, FormatTooNew or StoreError; nothing is changed then.
+    """
+    timing = _timing(stall_timeout, tick_interval)
+    busy = arguments.seconds(busy_timeout, "busy_timeout")
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ValidationError(f"path: expected the path of a directory; got {shown(path)}")
+    _check_retention(retention)
+    mode = durability_mode(durability)
+    if arguments.truth(read_only, "read_only"):
+        return Queues(ReadOnlyStore(path), Path(path), mode.name, read_only=True, **timing)
+    allowed = arguments.truth(allow_network_filesystem, "allow_network_filesystem")
+    store = mode.open(_opening(path, busy, allowed))
+    try:
+        queues = Queues(store, Path(path), mode.name, **timing)
+        queues._remember(retention)
+    except BaseException:
+        store.close()
+        raise
+    return queues
+
+
+def memory(
+    *, stall_timeout: Seconds = 30.0, tick_interval: Seconds = 1.0, retention: Retention = DEFAULT_RETENTION
+) -> "Queues":
+    """Queues in this process's memory: the same engine, nothing survives the process."""
+    _check_retention(retention)
+    queues = Queues(MemoryStore(), None, "memory", **_timing(stall_timeout, tick_interval))
+    queues._remember(retention)
+    return queues
+
+
+class Queues:
+    """A set of named queues in one directory; a context manager. Made by `rqlab.open` and `rqlab.memory`.
+
+    Thread-safe. A queue exists from its first push. Every change is stored before the call that made it returns.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        path: Path | None,
+        durability: str,
+        *,
+        stall_timeout: float,
+        tick_interval: float,
+        read_only: bool = False,
+    ) -> None:
+        self.path = path  #: the directory; None for queues in memory
+        self.durability = durability  #: the mode's name
+        self.stall_timeout = stall_timeout  #: seconds
+        self.tick_interval = tick_interval  #: seconds
+        self.read_only = read_only
+        self._store = store
+        self._engine = Engine(store, lambda purpose, entity, counter: _random.random())
+        self._observers = Observers()
+        self._engine.deliver = self._observers.deliver
+        store.listener = self._observers.take
+        self._metrics = Metrics(self._engine)
+        self._supervisor = Supervisor(self._housekeeper())
+        self._running: set[Running] = set()
+        self._closing = threading.Lock()
+        self._is_closed = False
+
+    # Producers.
+
+    def push(
+        self,
+        queue: str,
+        name: str,
+        data: Any = None,
+        *,
+        priority: int = 0,
+        delay: Seconds | None = None,
+        max_attempts: int = 3,
+        backoff: str = "exponential",
+        backoff_delay: Seconds = 1.0,
+        max_backoff: Seconds = 86_400,
+        jitter: float = 0.0,
+        timeout: Seconds | None = None,
+        ttl: Seconds | None = None,
+        unique_key: str | None = None,
+        on_conflict: str = "raise",
+        tags: Sequence[str] = (),
+        metadata: Mapping[str, Any] | None = None,
+        remove_on_complete: bool = False,
+    ) -> str:
+        """Store a job and return its id; when it returns, the job is as safe as the mode promises.
+
+        `data` is any JSON value up to 1 MiB, encoded now: changing it later changes nothing. `name` is what a mapping
+        of handlers chooses by. Durations are in seconds or a timedelta. `max_attempts` counts runs; `timeout` is what
+        one run may take; a job that has not started `ttl` seconds after it was due goes to the dead-letter queue.
+
+        `unique_key` is held, within the queue, until the job is completed, dead-lettered or cancelled; while it is
+        held, a push of the same key raises DuplicateKey, or, with `on_conflict="return"`, returns the holder's id. It
+        refuses a second push, not a second delivery: for that see `ctx.token`.
+
+        Raises ValidationError for a wrong argument; nothing is stored then.
+        """
+        push = self._checked_push(
+            queue, name, data, priority, delay, max_attempts, backoff, backoff_delay, max_backoff, jitter, timeout, ttl,
+            unique_key, on_conflict, tags, metadata, remove_on_complete,
+        )  # fmt: skip
+        now = clock.now()
+        return self._engine.push([_with_id(push, now)], now)[0]
+
+    def push_many(self, queue: str, items: Iterable[Mapping[str, Any]]) -> list[str]:
+        """Store many jobs in one transaction, all or none; their ids, in the order of `items`.
+
+        Each item is a dict of push's arguments: {"name": "send", "data": {...}, "priority": 3}.
+        """
+        if isinstance(items, Mapping | str) or not isinstance(items, Iterable):
+            raise ValidationError(f"items: expected a list of dicts of push's arguments; got {shown(items)}")
+        pushes = [self._checked_item(queue, item, index) for index, item in enumerate(items)]
+        if not pushes:
+            return []
+        now = clock.now()
+        return self._engine.push([_with_id(push, now) for push in pushes], now)
+
+    # Workers of one's own.
+
+    def pull(self, queue: str, count: int = 1, *, wait: Seconds | None = None, worker: str | None = None) -> list[Job]:
+        """Lease up to `count` jobs (1...1000), by priority, then in push order; fewer if fewer are due, [] if none is.
+
+        With `wait`, block up to so many seconds for the first one. The leases last `stall_timeout`: call `heartbeat`
+        well within it, and `ack`, `fail` or `release` at the end. `worker` names the holder (host:pid:thread if None).
+        """
+        name = _worker_name() if worker is None else arguments.text(worker, "worker", 1024)
+        request = Pull(
+            (arguments.queue_name(queue),), arguments.whole(count, "count", 1, MAX_PULL), name, self.stall_timeout
+        )
+        if wait is None:
+            return self._engine.pull(request, clock.now())
+        return self._pull_within(request, arguments.seconds(wait, "wait"))
+
+    def ack(self, job: Job, result: Any = None) -> Job:
+        """The run succeeded: the job is completed, with `result` (JSON, at most 1 MiB). LeaseLost if it is not held."""
+        return self._end(job, Event.ACK, result=arguments.result(result))
+
+    def ack_many(self, pairs: Iterable[tuple[Job, Any]]) -> list[Job | RQLabError]:
+        """Ack many (job, result) pairs in one transaction; for each the completed job, or its own error."""
+        if isinstance(pairs, Mapping | str) or not isinstance(pairs, Iterable):
+            raise ValidationError(f"pairs: expected a list of (job, result) pairs; got {shown(pairs)}")
+        endings = []
+        for pair in pairs:
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ValidationError(f"pairs: expected (job, result) pairs; got {shown(pair)}")
+            endings.append(Ending(_checked_job(pair[0]), Event.ACK, arguments.result(pair[1])))
+        return self._engine.finish(endings, None, clock.now())[0] if endings else []
+
+    def fail(self, job: Job, error: str | BaseException) -> Job:
+        """The run failed: the job as it now is, delayed, waiting or dlq. LeaseLost if it is not held.
+
+        `error` is text or an exception; RetryAfter, DeadLetter and Snooze mean what they mean in a handler.
+        """
+        if isinstance(error, BaseException):
+            ending = executors.failure(error).ending(_checked_job(job))
+            return self._engine.end(ending, clock.now())
+        if not isinstance(error, str):
+            raise ValidationError(f"error: expected text or an exception; got {shown(error)}")
+        return self._end(job, Event.FAIL, error=error)
+
+    def heartbeat(self, job: Job) -> Job:
+        """Keep the lease for another `stall_timeout` from now.
+
+        Raises LeaseLost if the job is not held any more: stop working on it, another worker may have it.
+        """
+        (outcome,) = self._engine.heartbeat([_checked_job(job)], clock.now())
+        if isinstance(outcome, RQLabError):
+            raise outcome
+        return outcome
+
+    def progress(self, job: Job, percent: float, message: str | None = None) -> Job:
+        """Record how far the run is, 0-100, and a line for the job's log. It is no heartbeat. LeaseLost if not held."""
+        if message is not None and not isinstance(message, str):
+            raise ValidationError(f"message: expected text or None; got {shown(message)}")
+        return self._engine.progress(_checked_job(job), arguments.percent(percent), message, clock.now())
+
+    def release(self, job: Job) -> Job:
+        """Give the job back: waiting again, no attempt charged. LeaseLost if it is not held."""
+        return self._end(job, Event.RELEASE)
+
+    # Looking.
+
+    def get(self, job_id: str) -> Job:
+        """The job as it is now. JobNotFound if there is none."""
+        return self._engine.get(_checked_id(job_id))
+
+    def jobs(
+        self,
+        queue: str | None = None,
+        *,
+        state: str | None = None,
+        tag: str | None = None,
+        after: Job | str | None = None,
+        limit: int = 100,
+    ) -> list[Job]:
+        """Jobs by state, then queue, each in the order of its line: waiting as they will run, finished by their end.
+
+        `after` (a job or its id) continues a listing behind that job, at the place where it now stands; `tag` keeps the
+        jobs that carry it.
+        """
+        queues = self.queues() if queue is None else [arguments.queue_name(queue)]
+        states = LISTED if state is None else (arguments.choice(state, "state", State),)
+        label = None if tag is None else arguments.text(tag, "tag", 1024)
+        behind = self.get(after) if isinstance(after, str) else None if after is None else _checked_job(after)
+        return self._engine.jobs(queues, states, label, behind, arguments.whole(limit, "limit", 1))
+
+    def frame(
+        self,
+        queue: str | None = None,
+        *,
+        state: str | None = None,
+        tag: str | None = None,
+        after: Job | str | None = None,
+        limit: int = 100,
+    ) -> "pandas.DataFrame":
+        """The same jobs as `jobs`, as a DataFrame: one row a job, aware datetimes, durations in seconds."""
+        from rqlab import frames
+
+        return frames.jobs(self.jobs(queue, state=state, tag=tag, after=after, limit=limit))
+
+    def counts(self, queue: str | None = None) -> Counts:
+        """How many jobs are in each state, in one queue or in all. Zeros for a queue that never had a job."""
+        return self._engine.counts(self.queues() if queue is None else [arguments.queue_name(queue)])
+
+    def queues(self) -> list[str]:
+        """The names of the queues that ever had a job, sorted."""
+        return self._store.queues()
+
+    def get_dlq_jobs(self, queue: str, limit: int = 50) -> list[Job]:
+        """The queue's dead-lettered jobs, newest first."""
+        return self._engine.newest(arguments.queue_name(queue), State.DLQ, arguments.whole(limit, "limit", 1))
+
+    def metrics(self) -> dict[str, Any]:
+        """Gauges, running totals and histograms by queue, read now; `rqlab.metrics` says what each counts."""
+        return self._metrics.refresh(clock.now())
+
+    def prometheus(self) -> PrometheusCollector:
+        """A collector for `prometheus_client.REGISTRY.register`; its readings are those of the newest tick."""
+        self.metrics()
+        return PrometheusCollector(self._metrics)
+
+    def on_change(self, callback: Callable[[Change], None]) -> Callable[[], None]:
+        """Call `callback(change)` after each commit for each change of this process, in order; returns the off switch.
+
+        It runs in the thread that made a change, so it should be quick; an error in it is logged, and it stays.
+        """
+        if not callable(callback):
+            raise ValidationError(f"callback: expected a function of one Change; got {shown(callback)}")
+        return self._observers.subscribe(callback)
+
+    # Managing.
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job that is not finished; a run in flight loses its lease at once. JobNotFound, InvalidState."""
+        return self._engine.cancel(_checked_id(job_id), clock.now())
+
+    def requeue(self, job_id: str) -> Job:
+        """Put a dead-lettered or cancelled job back in the line with all its attempts.
+
+        JobNotFound, InvalidState; DuplicateKey if another job holds its unique key by now.
+        """
+        return self._engine.requeue(_checked_id(job_id), clock.now())
+
+    def requeue_all(self, queue: str) -> int:
+        """Requeue the queue's dead-lettered jobs, but those whose unique key another job holds; how many."""
+        return self._engine.requeue_all(arguments.queue_name(queue), clock.now())
+
+    def purge(self, queue: str, state: str = "dlq") -> int:
+        """Remove the queue's jobs in one finished state: dlq, completed or cancelled; how many."""
+        chosen = arguments.choice(state, "state", State)
+        if chosen not in FINISHED:
+            raise ValidationError(f"state: expected 'dlq', 'completed' or 'cancelled' to purge; got {shown(state)}")
+        now = clock.now()
+        return self._engine.purge(arguments.queue_name(queue), chosen, now, now)
+
+    def pause(self, queue: str) -> None:
+        """Stop pulls from the queue, here and in every process, until `resume`; pushes go on. Stored."""
+        self._engine.pause(arguments.queue_name(queue))
+
+    def resume(self, queue: str) -> None:
+        """End a pause; without one, nothing happens."""
+        self._engine.resume(arguments.queue_name(queue))
+
+    def paused(self) -> list[str]:
+        """The names of the paused queues, sorted."""
+        return self._engine.paused()
+
+    # Schedules.
+
+    def schedule(
+        self,
+        name: str,
+        queue: str,
+        job_name: str,
+        data: Any = None,
+        *,
+        cron: str | None = None,
+        every: Seconds | None = None,
+        timezone: str = "UTC",
+        first: str = "wait",
+        catch_up: str = "one",
+        max_executions: int | None = None,
+        **push_options: Any,
+    ) -> Schedule:
+        """Push a job at every tick of a cron line (5 fields, or @daily …) or of an interval in seconds; not both.
+
+        `timezone` is an IANA name; `rqlab.schedule` says what happens in the skipped and the repeated hour. `first` is
+        "wait" (the next match; one interval from now) or "now". After downtime `catch_up` pushes "one" job for all
+        missed ticks, "all" of them, or "none". It ends after `max_executions` jobs. Registering the same schedule again
+        changes nothing; another one of the same name replaces it. `push_options` are those of push.
+        """
+        push = self._checked_item(queue, {"name": job_name, "data": data, **push_options}, None)
+        new = schedule.new(
+            name=arguments.text(name, "schedule name", 256),
+            queue=push.job.queue,
+            job_name=push.job.name,
+            options=msgspec.Raw(msgspec.json.encode(push)),
+            now=clock.now(),
+            cron=cron,
+            every=every,
+            timezone=timezone,
+            first=first,
+            catch_up=catch_up,
+            max_executions=max_executions,
+        )
+        return self._engine.put_schedule(new, lambda stored: schedule.same_definition(stored, new))
+
+    def schedules(self) -> list[Schedule]:
+        """All schedules, by name."""
+        return self._engine.schedules()
+
+    def pause_schedule(self, name: str) -> None:
+        """Stop a schedule's ticks until `resume_schedule`; what it misses is not made up. ScheduleNotFound."""
+        self._change_schedule(name, "pause", schedule.pause)
+
+    def resume_schedule(self, name: str) -> None:
+        """Go on with the next tick from now. ScheduleNotFound."""
+        self._change_schedule(name, "resume", schedule.resume)
+
+    def unschedule(self, name: str) -> None:
+        """Delete a schedule; the jobs that it pushed stay. ScheduleNotFound."""
+        self._change_schedule(name, "delete", lambda stored, now: None)
+
+    # Workers.
+
+    def run_worker(
+        self,
+        queues: str | Sequence[str],
+        handler: Handlers,
+        *,
+        concurrency: int = 1,
+        isolation: str = "thread",
+        shutdown: threading.Event | Awaitable[object] | None = None,
+        grace: Seconds | None = None,
+    ) -> None:
+        """Run jobs from one queue or several until told to stop; blocks.
+
+        `handler(job)` or `handler(job, ctx)`, sync or async, or a mapping from job names to such. What it returns is
+        the result; what it raises fails the attempt. `concurrency` runs at once, each in a thread, a task (async), or,
+        with `isolation="process"`, a child process, which alone can really be stopped at a time-out or cancel.
+
+        In the main thread, SIGINT and SIGTERM stop it: runs in flight finish, then it returns; after `grace` seconds
+        (None: however long it takes), or at a second signal, they are released, no attempt charged. `shutdown` does the
+        same from elsewhere: a threading.Event, or anything awaitable. Starts housekeeping.
+        """
+        running = self._worker(queues, handler, concurrency, isolation, shutdown, grace)
+        try:
+            running.run()
+        finally:
+            self._running.discard(running)
+
+    def worker(
+        self,
+        queues: str | Sequence[str],
+        handler: Handlers,
+        *,
+        concurrency: int = 1,
+        isolation: str = "thread",
+        shutdown: threading.Event | Awaitable[object] | None = None,
+        grace: Seconds | None = None,
+    ) -> Running:
+        """The same as a context manager: `with rq.worker(…):` or `async with rq.worker(…):`, as in an ASGI lifespan.
+
+        It runs in a thread of its own and is stopped at the end of the block. In an `async with`, async handlers run on
+        the caller's loop.
+        """
+        return self._worker(queues, handler, concurrency, isolation, shutdown, grace)
+
+    def drain(self, queues: str | Sequence[str], handler: Handlers, *, limit: int | None = None) -> Counter[str]:
+        """Run what is due now, in this thread, one job after the other, and return: how many runs ended how.
+
+        For notebooks and tests. It goes on until nothing is due, or `limit` runs were started; the counter's keys are
+        completed, failed, timed_out, snoozed, released and lost. Ctrl-C releases the run in flight.
+        """
+        self._refuse_if_read_only()
+        handlers = executors.checked(handler)
+        names = _queue_names(queues)
+        left = None if limit is None else arguments.whole(limit, "limit", 0)
+        bell = Bell()
+        executor: Executor
+        if executors.is_async(handlers):
+            executor = _loop_executor(handlers, 1, bell, "rqlab-drain", None)
+        else:
+            executor = InlineExecutor(handlers)
+        worker = self._new_worker(executor, names)
+        worker.pulls_left = left
+        with self._kept_alive(worker, executor):
+            while worker.runs or self._goes_on(worker, names):
+                now = clock.now()
+                again_at = worker.step(now)
+                if worker.runs and again_at != now:
+                    bell.wait(POLL_SECONDS)
+        return worker.outcomes
+
+    def start_housekeeping(self) -> None:
+        """Keep house in a thread of this process, every `tick_interval`; if it does already, nothing happens."""
+        self._refuse_if_read_only()
+        self._supervisor.start_housekeeping()
+
+    def tick(self) -> None:
+        """One housekeeping pass, now: promote, fire, time out, recover, expire, refresh, sweep."""
+        self._refuse_if_read_only()
+        self._housekeeper().step(clock.now())
+
+    # The directory.
+
+    def backup(self, path: str | os.PathLike[str]) -> None:
+        """Copy the directory, as it is at one instant, into a new one; others go on. StoreError if it cannot be."""
+        self._on_disk("back up").backup(Path(path))
+
+    def vacuum(self) -> None:
+        """Give the space of removed jobs back to the file system; writers wait meanwhile."""
+        if self.path is not None:
+            self._refuse_if_read_only()
+            self._on_disk("vacuum").vacuum()
+
+    def flush(self) -> None:
+        """A barrier: when it returns, everything stored so far is as safe as the mode can make it."""
+        self._store.flush()
+
+    def close(self) -> None:
+        """Release the runs of workers still under way, end all threads, let go of the directory. Idempotent."""
+        with self._closing:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            for running in list(self._running):
+                running.abandon()
+            self._supervisor.close()
+            self._store.close()
+
+    def __enter__(self) -> "Queues":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "in memory" if self.path is None else repr(str(self.path))
+        return f"<rqlab.Queues {where} {self.durability}{' read_only' if self.read_only else ''}>"
+
+    # Below: checks, and the making of parts.
+
+    def _checked_push(
+        self, queue: object, name: object, data: object = None, priority: object = 0, delay: object = None,
+        max_attempts: object = 3, backoff: object = "exponential", backoff_delay: object = 1.0,
+        max_backoff: object = 86_400, jitter: object = 0.0, timeout: object = None, ttl: object = None,
+        unique_key: object = None, on_conflict: object = "raise", tags: object = (), metadata: object = None,
+        remove_on_complete: object = False,
+    ) -> Push:  # fmt: skip
+        """Only what differs from its default is looked at: at 150 000 pushes a second the others would cost a third."""
+        options: dict[str, Any] = {}
+        if priority != 0 or isinstance(priority, bool):
+            options["priority"] = arguments.whole(priority, "priority", MIN_PRIORITY, MAX_PRIORITY)
+        if max_attempts != 3:
+            options["max_attempts"] = arguments.whole(max_attempts, "max_attempts", 1, MAX_ATTEMPTS)
+        if backoff != "exponential":
+            options["backoff"] = arguments.choice(backoff, "backoff", Backoff)
+        if backoff_delay != 1.0 or isinstance(backoff_delay, bool):
+            options["backoff_delay"] = arguments.seconds(backoff_delay, "backoff_delay")
+        if max_backoff != 86_400:
+            options["max_backoff"] = arguments.seconds(max_backoff, "max_backoff")
+        if jitter != 0.0 or isinstance(jitter, bool):
+            options["jitter"] = arguments.fraction(jitter, "jitter")
+        if timeout is not None:
+            options["timeout"] = arguments.seconds(timeout, "timeout", above=0)
+        if ttl is not None:
+            options["ttl"] = arguments.seconds(ttl, "ttl", above=0)
+        if unique_key is not None:
+            options["unique_key"] = arguments.unique_key(unique_key)
+        if tags != ():
+            options["tags"] = arguments.tags(tags)
+        if metadata is not None:
+            options["encoded_metadata"] = arguments.metadata(metadata)
+        if remove_on_complete is not False:
+            options["remove_on_complete"] = arguments.truth(remove_on_complete, "remove_on_complete")
+        if on_conflict not in ("raise", "return"):
+            raise ValidationError(f"on_conflict: expected 'raise' or 'return'; got {shown(on_conflict)}")
+        job = Job(
+            id="",
+            queue=arguments.queue_name(queue),
+            name=arguments.job_name(name),
+            encoded_data=arguments.data(data),
+            **options,
+        )
+        return Push(job, 0.0 if delay is None else arguments.seconds(delay, "delay"), on_conflict == "return")
+
+    def _checked_item(self, queue: object, item: object, index: int | None) -> Push:
+        where = "" if index is None else f"items[{index}]: "
+        if not isinstance(item, Mapping):
+            raise ValidationError(f"{where}expected a dict of push's arguments; got {shown(item)}")
+        try:
+            return self._checked_push(**{"queue": queue, **item})
+        except TypeError:
+            known = list(PUSH_ARGUMENTS)
+            wrong = [key for key in item if key not in known]
+            problem = f"unknown {', '.join(map(repr, wrong))}" if wrong else "no name"
+            raise ValidationError(f"{where}expected push's arguments ({', '.join(known)}); got {problem}") from None
+        except ValidationError as error:
+            raise ValidationError(f"{where}{error}") from None
+
+    def _end(self, job: Job, event: Event, result: msgspec.Raw = NULL, error: str = "") -> Job:
+        return self._engine.end(Ending(_checked_job(job), event, result, error), clock.now())
+
+    def _pull_within(self, request: Pull, wait: float) -> list[Job]:
+        bell = Bell()
+        until = clock.monotonic() + wait
+        self._observers.add_bell(bell)
+        try:
+            while not (jobs := self._engine.pull(request, clock.now())):
+                left = until - clock.monotonic()
+                if left <= 0:
+                    return []
+                bell.wait(min(left, POLL_SECONDS))
+            return jobs
+        finally:
+            self._observers.remove_bell(bell)
+
+    def _change_schedule(self, name: str, attempted: str, change: Callable[[Schedule, int], Schedule | None]) -> None:
+        now = clock.now()
+        checked = arguments.text(name, "schedule name", 256)
+        self._engine.change_schedule(checked, attempted, lambda stored: change(stored, now))
+
+    def _make_scheduled(self, stored: Schedule, tick: int, now: int) -> Push:
+        return _with_id(msgspec.json.decode(stored.options, type=Push), now)
+
+    def _worker(
+        self, queues: object, handler: object, concurrency: object, isolation: object, shutdown: Any, grace: object
+    ) -> Running:
+        self._refuse_if_read_only()
+        handlers = executors.checked(handler)
+        names = _queue_names(queues)
+        slots = arguments.whole(concurrency, "concurrency", 1, MAX_CONCURRENCY)
+        if isolation not in ("thread", "process"):
+            raise ValidationError(f"isolation: expected 'thread' or 'process'; got {shown(isolation)}")
+        is_async = executors.is_async(handlers)
+        _check_shutdown(shutdown)
+        grace_seconds = None if grace is None else arguments.seconds(grace, "grace")
+
+        def make(bell: Bell, loop: "asyncio.AbstractEventLoop | None") -> tuple[Worker, Executor]:
+            name = f"rqlab-{names[0]}"
+            executor: Executor
+            if isolation == "process":
+                from rqlab.executors.processes import ProcessExecutor  # cloudpickle: 30 ms of every import otherwise
+
+                executor = ProcessExecutor(handlers, slots, bell.ring)
+            elif is_async:
+                executor = _loop_executor(handlers, slots, bell, name, loop)
+            else:
+                executor = ThreadExecutor(handlers, slots, bell.ring, name)
+            self.start_housekeeping()
+            return self._new_worker(executor, names), executor
+
+        running = Running(make, self._supervisor, self._observers, shutdown=shutdown, grace=grace_seconds)
+        self._running.add(running)
+        return running
+
+    def _new_worker(self, executor: Executor, names: tuple[str, ...]) -> Worker:
+        return Worker(
+            self._engine, executor, names, stall_timeout=self.stall_timeout, name=_worker_name(), clock=clock.now
+        )
+
+    @contextmanager
+    def _kept_alive(self, worker: Worker, executor: Executor) -> Iterator[None]:
+        self._supervisor.add(worker)
+        try:
+            yield
+        except BaseException:
+            worker.release()
+            worker.step(clock.now())
+            raise
+        finally:
+            self._supervisor.remove(worker)
+            executor.close()
+
+    def _goes_on(self, worker: Worker, names: tuple[str, ...]) -> bool:
+        return worker.pulls_left != 0 and self._engine.has_due(names, clock.now())
+
+    def _housekeeper(self) -> Housekeeper:
+        return Housekeeper(
+            self._engine,
+            self._make_scheduled,
+            stall_timeout=self.stall_timeout,
+            tick_interval=self.tick_interval,
+            retention=self._retention,
+            refresh=self._metrics.refresh,
+        )
+
+    def _retention(self) -> Retention:
+        entry = self._store.entry(SETTINGS_KEY)
+        return DEFAULT_RETENTION if entry is None else msgspec.json.decode(entry, type=_Settings).retention
+
+    def _remember(self, retention: Retention) -> None:
+        if retention is not DEFAULT_RETENTION and retention != self._retention():
+            settings = msgspec.json.encode(_Settings(retention))
+            self._store.write(lambda tx: tx.put_entry(SETTINGS_KEY, settings))
+
+    def _refuse_if_read_only(self) -> None:
+        if self.read_only:
+            raise StoreError(f"{self.path} was opened with read_only=True: open it without to change anything")
+
+    def _on_disk(self, attempted: str) -> DiskStore:
+        if not isinstance(self._store, DiskStore):
+            raise StoreError(f"cannot {attempted} {self!r}: expected queues in a directory, opened for writing")
+        return self._store
+
+
+#: What an item of push_many may say, and the push options of a schedule.
+PUSH_ARGUMENTS = (
+    "queue", "name", "data", "priority", "delay", "max_attempts", "backoff", "backoff_delay", "max_backoff", "jitter",
+    "timeout", "ttl", "unique_key", "on_conflict", "tags", "metadata", "remove_on_complete",
+)  # fmt: skip
+
+durability_mode = durability.mode
+_opening = durability.Opening
+
+
+def _loop_executor(
+    handlers: Handlers, slots: int, bell: Bell, name: str, loop: "asyncio.AbstractEventLoop | None"
+) -> Executor:
+    from rqlab.executors.loop import LoopExecutor
+
+    return LoopExecutor(handlers, slots, bell.ring, name, loop)
+
+
+def _with_id(push: Push, now: int) -> Push:
+    return push._replace(job=replace(push.job, id=_ids.draw(now)))
+
+
+def _worker_name() -> str:
+    return f"{HOST}:{os.getpid()}:{threading.current_thread().name}"
+
+
+class _Timing(TypedDict):
+    stall_timeout: float
+    tick_interval: float
+
+
+def _timing(stall_timeout: object, tick_interval: object) -> _Timing:
+    return {
+        "stall_timeout": arguments.seconds(stall_timeout, "stall_timeout", at_least=MIN_STALL_TIMEOUT),
+        "tick_interval": arguments.seconds(tick_interval, "tick_interval", above=0),
+    }
+
+
+def _check_retention(retention: object) -> None:
+    if not isinstance(retention, Retention):
+        raise ValidationError(
+            f"retention: expected rqlab.Retention(completed=…, cancelled=…, dlq=…); got {shown(retention)}"
+        )
+    for state in ("completed", "cancelled", "dlq"):
+        kept = getattr(retention, state)
+        if kept is not None:
+            arguments.seconds(kept, f"retention.{state}")
+
+
+def _queue_names(queues: object) -> tuple[str, ...]:
+    names = (queues,) if isinstance(queues, str) else queues
+    if not isinstance(names, Iterable) or not (checked := tuple(dict.fromkeys(map(arguments.queue_name, names)))):
+        raise ValidationError(f"queues: expected the name of a queue, or a list of names; got {shown(queues)}")
+    return checked
+
+
+def _checked_job(job: object) -> Job:
+    if not isinstance(job, Job):
+        raise ValidationError(f"job: expected the Job that pull returned; got {shown(job)}")
+    return job
+
+
+def _checked_id(job_id: object) -> str:
+    if not isinstance(job_id, str):
+        raise ValidationError(f"job_id: expected the id of a job, text as push returned it; got {shown(job_id)}")
+    return job_id
+
+
+def _check_shutdown(shutdown: object) -> None:
+    if shutdown is not None and not hasattr(shutdown, "is_set") and not isinstance(shutdown, Awaitable):
+        raise ValidationError(
+            f"shutdown: expected a threading.Event, something awaitable, or None; got {shown(shutdown)}"
+        )

@@ -1,0 +1,64 @@
+"""A job's place in line: one text that sorts as the queue runs. Knows no store.
+
+| state | place |
+|---|---|
+| waiting | ready/{queue}/{priority inverted}/{id} |
+| delayed | later/{queue}/{due}/{id} |
+| active | leased/{queue}/{min(lease_until, time-out)}/{id} |
+| completed, dlq, cancelled | done/{state}/{queue}/{finished}/{id} |
+
+A *shelf* is what such places have in common up to the queue, with its last slash: `ready/emails/`. Numbers have a
+fixed width, so text order is their order; `/` is in no queue's name, so no shelf is part of another.
+"""
+
+from rqlab.job import MAX_PRIORITY, Job, State
+
+TIME_DIGITS = 15  # milliseconds since the epoch until the year 33658: any delay of a hundred years fits
+LAST = "~"  # sorts behind every digit and letter: a shelf + LAST ends the shelf
+
+
+def place(job: Job) -> str:
+    """Where the job stands; it changes exactly when the job's turn does."""
+    match job.state:
+        case State.WAITING:
+            return f"ready/{job.queue}/{MAX_PRIORITY - job.priority:05d}/{job.id}"
+        case State.DELAYED:
+            return f"later/{job.queue}/{job.delay_until:015d}/{job.id}"
+        case State.ACTIVE:
+            return f"leased/{job.queue}/{deadline(job):015d}/{job.id}"
+        case _:
+            return f"done/{job.state}/{job.queue}/{job.finished_at:015d}/{job.id}"
+
+
+def deadline(job: Job) -> int:
+    """When housekeeping must look at an active job: the end of its lease, or its time-out if that is earlier."""
+    assert job.lease_until is not None, "an active job has a lease"
+    timeout_at = job.timeout_at
+    return job.lease_until if timeout_at is None else min(job.lease_until, timeout_at)
+
+
+def shelf(queue: str, state: State) -> str:
+    """What the places of all jobs of one queue in one state begin with."""
+    match state:
+        case State.WAITING:
+            return f"ready/{queue}/"
+        case State.DELAYED:
+            return f"later/{queue}/"
+        case State.ACTIVE:
+            return f"leased/{queue}/"
+        case _:
+            return f"done/{state}/{queue}/"
+
+
+def until(shelf: str, at: int) -> str:
+    """The end of the part of a timed shelf that is due at `at`, that instant included."""
+    return f"{shelf}{at + 1:0{TIME_DIGITS}d}/"
+
+
+def expiring(queue: str) -> str:
+    """The shelf of the side entries of jobs with a ttl that have not started."""
+    return f"expiring/{queue}/"
+
+
+def expiring_place(job: Job) -> str:
+    return f"{expiring(job.queue)}{job.expires_at:015d}/{job.id}"

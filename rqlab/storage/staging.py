@@ -1,0 +1,111 @@
+"""One transaction, in memory: changes are staged over a store and applied when the work has returned.
+
+Work that raises leaves nothing behind, because nothing has been touched yet: no savepoint, no undo. It knows no kind
+of store: memory and disk both stage like this.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rqlab.job import Job
+from rqlab.storage import Reader
+from rqlab.storage.place import expiring_place, place
+
+EXPIRING = "expiring/"  # keys of the side entries that stand on the expiring shelves
+
+
+class Staged:
+    """The Transaction of both stores: an overlay of changes on `base`."""
+
+    __slots__ = ("base", "changes", "entry_changes", "fresh", "jobs", "tallies")
+
+    def __init__(self, base: Reader) -> None:
+        self.base = base
+        self.jobs: dict[str, Job | None] = {}  #: the record to keep, or None to forget the job
+        self.fresh: set[str] = set()  #: ids of jobs that were not there before: their data must be written
+        self.entry_changes: dict[str, tuple[bytes, str | None] | None] = {}
+        self.tallies: dict[tuple[str, str], int] = {}
+        self.changes: list[Any] = []
+
+    # What can be asked.
+
+    def get(self, job_id: str) -> Job | None:
+        if job_id in self.jobs:
+            return self.jobs[job_id]
+        return self.base.get(job_id)
+
+    def load(self, job: Job) -> Job:
+        return self.base.load(job)
+
+    def first(self, start: str, end: str) -> str | None:
+        if not self.jobs:
+            return self.base.first(start, end)
+        jobs = self.scan(start, end, 1)
+        return place(jobs[0]) if jobs else None
+
+    def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
+        if not self.jobs:
+            return self.base.scan(start, end, limit, backwards=backwards)
+        below = self.base.scan(start, end, limit + len(self.jobs), backwards=backwards)
+        found = [job for job in below if job.id not in self.jobs]
+        found += [job for job in self.jobs.values() if job is not None and start <= place(job) < end]
+        found.sort(key=place, reverse=backwards)
+        return found[:limit]
+
+    def entry(self, key: str) -> bytes | None:
+        if key in self.entry_changes:
+            staged = self.entry_changes[key]
+            return None if staged is None else staged[0]
+        return self.base.entry(key)
+
+    def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
+        if not self.entry_changes:
+            return self.base.entries(start, end, limit)
+        raise AssertionError("a transaction lists side entries before it changes any")
+
+    def counters(self, queue: str) -> Mapping[str, int]:
+        counters = dict(self.base.counters(queue))
+        for (tallied, name), amount in self.tallies.items():
+            if tallied == queue:
+                counters[name] = counters.get(name, 0) + amount
+        return counters
+
+    # What can be changed.
+
+    def put(self, job: Job, replacing: Job | None = None) -> None:
+        self.jobs[job.id] = job
+        if replacing is None:
+            self.fresh.add(job.id)
+            self.tally(job.queue, job.state)
+            if job.expires_at is not None:
+                self.put_entry(EXPIRING + job.id, b"", expiring_place(job))
+        else:
+            if replacing.state is not job.state:
+                self.tally(job.queue, replacing.state, -1)
+                self.tally(job.queue, job.state)
+            if replacing.expires_at is not None and job.expires_at is None:
+                self.delete_entry(EXPIRING + job.id)
+
+    def delete(self, job: Job) -> None:
+        self.jobs[job.id] = None
+        self.tally(job.queue, job.state, -1)
+        if job.expires_at is not None:
+            self.delete_entry(EXPIRING + job.id)
+
+    def put_entry(self, key: str, value: bytes, place: str | None = None) -> None:
+        self.entry_changes[key] = (value, place)
+
+    def delete_entry(self, key: str) -> None:
+        self.entry_changes[key] = None
+
+    def tally(self, queue: str, name: str, amount: int = 1) -> None:
+        key = (queue, name)
+        self.tallies[key] = self.tallies.get(key, 0) + amount
+
+    def emit(self, change: Any) -> None:
+        self.changes.append(change)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing would be stored."""
+        return not (self.jobs or self.entry_changes or self.tallies)

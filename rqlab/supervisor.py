@@ -1,0 +1,267 @@
+"""Who keeps workers alive: threads that drive the steps of workers, heartbeats and housekeeping by the wall clock.
+
+Heartbeats have a thread of their own, so neither a handler nor a long housekeeping pass can keep them waiting. Signals
+and shutdown requests end here: the first says finish, the second says let go.
+"""
+
+import contextlib
+import inspect
+import logging
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rqlab import clock
+from rqlab.clock import Bell
+from rqlab.executors import Executor
+from rqlab.housekeeping import Housekeeper
+from rqlab.job import milliseconds
+from rqlab.observe import Observers
+from rqlab.worker import Worker
+
+if TYPE_CHECKING:  # imported where it is used: a third of `import rqlab` otherwise
+    import asyncio
+
+log = logging.getLogger("rqlab")
+
+IDLE_MS = 1_000  # the heartbeat thread's look for workers when it has none; a new worker rings it
+BUG_PAUSE_MS = 1_000  # after an error of our own: a worker goes on
+JOIN_SECONDS = 10.0  # for a thread that was told to end: it is at most one step away
+
+
+class Supervisor:
+    """The heartbeat and housekeeping threads of one set of queues."""
+
+    def __init__(self, housekeeper: Housekeeper) -> None:
+        self.housekeeper = housekeeper
+        self._workers: dict[Worker, float] = {}  #: when each is to beat next, by the monotonic clock
+        self._lock = threading.Lock()
+        self._heart = _Thread("rqlab-heartbeat", self._beat)
+        self._house = _Thread("rqlab-housekeeping", self._keep_house)
+
+    def add(self, worker: Worker) -> None:
+        """Keep the leases of this worker's runs from now on."""
+        with self._lock:
+            self._workers[worker] = 0.0
+        self._heart.start()
+        self._heart.bell.ring()
+
+    def remove(self, worker: Worker) -> None:
+        with self._lock:
+            self._workers.pop(worker, None)
+
+    def start_housekeeping(self) -> None:
+        """Start the housekeeping thread; if it runs, nothing happens."""
+        self._house.start()
+
+    def close(self) -> None:
+        self._house.end()
+        self._heart.end()
+
+    def _beat(self, now: int) -> int:
+        with self._lock:
+            due = [worker for worker, at in self._workers.items() if at <= clock.monotonic()]
+        for worker in due:
+            again_in = self._beaten(worker, clock.now())
+            with self._lock:
+                if worker in self._workers:
+                    self._workers[worker] = clock.monotonic() + again_in / 1000
+        with self._lock:
+            next_at = min(self._workers.values(), default=None)
+        return now + (IDLE_MS if next_at is None else int((next_at - clock.monotonic()) * 1000) + 1)
+
+    def _beaten(self, worker: Worker, now: int) -> int:
+        """Milliseconds until the worker's next heartbeat."""
+        try:
+            return worker.beat(now) - now
+        except Exception:
+            log.exception("heartbeats of %s failed, and go on", worker.name)
+            return milliseconds(worker.stall_timeout / 10)
+
+    def _keep_house(self, now: int) -> int:
+        return self.housekeeper.step(now)
+
+
+class Running:
+    """A worker under way: driven by the wall clock until it is told to stop. A context manager, sync and async.
+
+    `make(loop)` builds the worker and its executor once it is known which event loop, if any, async handlers run on.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Bell, "asyncio.AbstractEventLoop | None"], tuple[Worker, Executor]],
+        supervisor: Supervisor,
+        observers: Observers,
+        *,
+        shutdown: Any = None,
+        grace: float | None = None,
+    ) -> None:
+        self._make = make
+        self._supervisor = supervisor
+        self._observers = observers
+        self._shutdown = shutdown
+        self._grace = grace
+        self._bell = Bell()
+        self._requests = 0  #: how often it was asked to stop
+        self._release_at: int | None = None
+        self._thread: threading.Thread | None = None
+        self._worker: Worker | None = None
+        self._executor: Executor | None = None
+        self._ended = threading.Event()
+
+    def stop(self) -> None:
+        """Ask it to finish its runs and end; asked again, it releases them. At once, also in a signal handler."""
+        self._requests += 1
+        self._bell.ring()
+
+    def run(self) -> None:
+        """Drive it in this thread until it has stopped; in the main thread, SIGINT and SIGTERM stop it."""
+        self._begin(None)
+        with self._signals():
+            self._drive()
+
+    def start(self, loop: "asyncio.AbstractEventLoop | None" = None) -> None:
+        """Drive it in a thread of its own."""
+        self._begin(loop)
+        self._thread = threading.Thread(target=self._drive, name="rqlab-worker", daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Stop it and wait for the end: of its runs, or of the grace."""
+        self.stop()
+        if self._thread is not None:
+            self._thread.join()
+
+    def abandon(self) -> None:
+        """Stop it now: its runs are released."""
+        self._requests += 2
+        self._bell.ring()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(JOIN_SECONDS)
+
+    def __enter__(self) -> "Running":
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.finish()
+
+    async def __aenter__(self) -> "Running":
+        import asyncio
+
+        self.start(asyncio.get_running_loop())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self.finish)
+
+    def _begin(self, loop: "asyncio.AbstractEventLoop | None") -> None:
+        self._worker, self._executor = self._make(self._bell, loop)
+        self._watch_shutdown(loop)
+        self._observers.add_bell(self._bell)
+        self._supervisor.add(self._worker)
+
+    def _drive(self) -> None:
+        assert self._worker is not None, "it has begun"
+        assert self._executor is not None, "it has begun"
+        try:
+            clock.run(self._step, self._bell)
+        finally:
+            self._ended.set()
+            self._observers.remove_bell(self._bell)
+            self._supervisor.remove(self._worker)
+            self._executor.close()
+
+    def _step(self, now: int) -> int | None:
+        worker = self._worker
+        assert worker is not None, "it has begun"
+        if self._shutdown_is_set():
+            self._requests = max(self._requests, 1)
+        if self._requests and not worker.is_stopping:
+            worker.stop()
+            if self._grace is not None:
+                self._release_at = now + milliseconds(self._grace)
+        if self._requests > 1 or (self._release_at is not None and now >= self._release_at):
+            worker.release()
+        try:
+            return worker.step(now)
+        except Exception:
+            log.exception("worker %s met a bug of rqlab, and goes on; please report it", worker.name)
+            return now + BUG_PAUSE_MS
+
+    def _shutdown_is_set(self) -> bool:
+        is_set = getattr(self._shutdown, "is_set", None)
+        return is_set is not None and bool(is_set())
+
+    def _watch_shutdown(self, loop: "asyncio.AbstractEventLoop | None") -> None:
+        """An awaitable is waited for on the loop it belongs to, or on one of its own."""
+        awaitable = self._shutdown
+        if not inspect.isawaitable(awaitable):
+            return
+        import asyncio
+
+        home = loop or getattr(awaitable, "get_loop", lambda: None)()
+        if home is not None:
+            asyncio.run_coroutine_threadsafe(self._stop_after(awaitable), home)
+        else:
+            waiting = threading.Thread(
+                target=asyncio.run, args=(self._stop_after(awaitable),), name="rqlab-shutdown", daemon=True
+            )
+            waiting.start()
+
+    async def _stop_after(self, awaitable: Awaitable[object]) -> None:
+        try:
+            await awaitable
+        finally:
+            self.stop()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM ask it to stop, while this lasts; Python lets only the main thread set handlers."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, self._on_signal)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self.stop()
+
+
+class _Thread:
+    """A daemon thread that drives one step; it is started at most once, and ended once."""
+
+    def __init__(self, name: str, step: Callable[[int], int]) -> None:
+        self.bell = Bell()
+        self._step = step
+        self._name = name
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_ending = False
+
+    def start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._is_ending:
+                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._thread.start()
+
+    def end(self) -> None:
+        with self._lock:
+            self._is_ending = True
+            thread = self._thread
+        self.bell.ring()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(JOIN_SECONDS)
+
+    def _run(self) -> None:
+        clock.run(lambda now: None if self._is_ending else self._step(now), self.bell)

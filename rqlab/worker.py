@@ -1,0 +1,249 @@
+"""Who moves jobs on: pulls what there is room for, hands it to an executor, and reports how it ended.
+
+`Worker.step(now)` says when to call it again, `Worker.beat(now)` keeps the leases; both read no clock. A storage error
+never ends a worker: what could not be stored is tried again until the lease ends.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from rqlab.engine import Ending, Engine, Pull
+from rqlab.errors import LeaseLost, RQLabError
+from rqlab.executors import Executor, Run, Services
+from rqlab.job import Job, milliseconds
+from rqlab.lifecycle import Event
+
+log = logging.getLogger("rqlab")
+
+POLL_MS = 25  # between two looks for what other processes did: wakes within 50 ms, 0.3 % of a core
+LOOK_MS = 1_000  # a look at the line even if nothing seems to have changed
+CHECK_MS = 50  # between two looks whether the runs still hold their jobs: a cancelled run is told within 0.1 s
+RETRY_MS = (50, 100, 200, 500, 1_000)  # between tries while the store refuses
+
+#: What a drain counts its runs as; a run that lost its job is "lost".
+OUTCOMES = {
+    Event.ACK: "completed",
+    Event.FAIL: "failed",
+    Event.TIME_OUT: "timed_out",
+    Event.RELEASE: "released",
+    Event.SNOOZE: "snoozed",
+}
+
+
+class Worker:
+    """At most `executor.concurrency` runs of jobs from `queues`; driven by `step`, kept alive by `beat`.
+
+    `step` and `beat` may be called from two threads; each from one at a time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        executor: Executor,
+        queues: tuple[str, ...],
+        *,
+        stall_timeout: float,
+        name: str,
+        clock: Callable[[], int],
+    ) -> None:
+        self.engine = engine
+        self.executor = executor
+        self.queues = queues
+        self.stall_timeout = stall_timeout
+        self.name = name  #: host:pid:thread, in every record that it holds
+        self.runs: dict[str, Run] = {}  #: by job id: the runs whose leases this worker keeps
+        self.outcomes: Counter[str] = Counter()  #: what it reported, by event
+        self.is_stopping = False  #: no more pulls; `step` returns None when the last run has ended
+        self.is_releasing = False  #: runs in flight are released at the next step
+        self.pulls_left: int | None = None  #: jobs it may still pull; None: no limit
+        self.clock = clock  #: the instant inside a run, for its progress and logs: `step` is not there to pass it
+        self._services = Services(self._progress, self._log)
+        self._unstored: list[tuple[Run, Ending]] = []  #: reports that the store has not taken yet
+        self._failures = 0
+        self._look_at = 0
+        self._seen = -1
+        self._check_at = 0
+        self._checked = -1
+        self._expected_at: int | None = None
+        self._judge_from = 0
+        self._now = 0
+
+    def step(self, now: int) -> int | None:
+        """Report what ended, pull and start what there is room for. None when it has stopped."""
+        self._be_fair_when_late(now)
+        if self.is_releasing:
+            self._release(now)
+        self._drop_lost(now)
+        self._collect(now)
+        try:
+            started = self._report_and_pull(now)
+        except RQLabError as error:
+            self._expected_at = self._retry_at(now, error)
+            return self._expected_at
+        self._failures = 0
+        if self.is_stopping and not self.runs and not self._unstored:
+            return None
+        self._expected_at = now if started else now + POLL_MS
+        return self._expected_at
+
+    def beat(self, now: int) -> int:
+        """Keep the leases of the runs in flight; when to call again."""
+        runs = list(self.runs.values())
+        interval = milliseconds(self.stall_timeout / 3)
+        if not runs:
+            return now + interval
+        try:
+            outcomes = self.engine.heartbeat([run.job for run in runs], now)
+        except RQLabError as error:
+            log.warning("%s could not store its heartbeats, and tries again: %s", self.name, error)
+            return now + min(interval // 4 + 1, RETRY_MS[-1])
+        for run, outcome in zip(runs, outcomes, strict=True):
+            if isinstance(outcome, LeaseLost) and self.runs.get(run.job.id) is run:
+                run.is_lost = True
+        return now + interval
+
+    def stop(self) -> None:
+        """Pull no more; `step` goes on until the runs in flight have ended."""
+        self.is_stopping = True
+
+    def release(self) -> None:
+        """Give the runs in flight back at the next step, no attempt charged."""
+        self.is_stopping = self.is_releasing = True
+
+    # The parts of a step.
+
+    def _be_fair_when_late(self, now: int) -> None:
+        """A step that comes late proves nothing about the runs: time-outs get one more heartbeat interval."""
+        if now < self._now:  # the wall clock went back: instants noted before are no use
+            self._look_at = self._check_at = self._judge_from = 0
+            self._expected_at = None
+        self._now = now
+        stall_ms = milliseconds(self.stall_timeout)
+        if self._expected_at is not None and now - self._expected_at > stall_ms // 2 and now >= self._judge_from:
+            self._judge_from = now + stall_ms // 3
+
+    def _release(self, now: int) -> None:
+        for run in list(self.runs.values()):
+            self._give_up(run)
+            self._unstored.append((run, Ending(run.job, Event.RELEASE)))
+
+    def _drop_lost(self, now: int) -> None:
+        """Runs that hold their jobs no more: told, stopped where possible, and their reports dropped."""
+        if self.runs and now >= self._check_at:
+            self._check(now)
+        for run in list(self.runs.values()):
+            if run.is_lost:
+                log.warning("%s lost job %s, delivery %d: its result is dropped", self.name, *_which(run))
+                self._give_up(run)
+                self.outcomes["lost"] += 1
+
+    def _check(self, now: int) -> None:
+        self._check_at = now + CHECK_MS
+        try:
+            version = self.engine.store.changed()
+            if version == self._checked:
+                return
+            runs = list(self.runs.values())
+            for run, holds in zip(runs, self.engine.holds([run.job for run in runs]), strict=True):
+                run.is_lost = run.is_lost or not holds
+            self._checked = version
+        except RQLabError as error:
+            log.warning("%s could not look whether its runs hold their jobs: %s", self.name, error)
+
+    def _collect(self, now: int) -> None:
+        for run, report in self.executor.poll():
+            self._look_at = now  # there is room again
+            if self.runs.get(run.job.id) is run:
+                self._unstored.append((run, report.ending(run.job)))
+        ended = {id(run) for run, _ in self._unstored}
+        for run in list(self.runs.values()):
+            timeout_at = run.job.timeout_at
+            if timeout_at is not None and max(timeout_at, self._judge_from) <= now and id(run) not in ended:
+                self._give_up(run)
+                self._unstored.append((run, Ending(run.job, Event.TIME_OUT)))
+
+    def _report_and_pull(self, now: int) -> bool:
+        """Store the endings and pull the next jobs in one commit; whether there may be more to do at once."""
+        room = 0 if self.is_stopping else self.executor.free()
+        if self.pulls_left is not None:
+            room = min(room, self.pulls_left)
+        request = Pull(self.queues, room, self.name, self.stall_timeout)
+        if self._unstored:
+            unstored = self._unstored
+            outcomes, jobs = self.engine.finish([ending for _, ending in unstored], request, now)
+            self._unstored = []
+            for (run, ending), outcome in zip(unstored, outcomes, strict=True):
+                self._note(run, ending, outcome)
+            self._look_at = now
+        elif room and self._should_look(now):
+            jobs = self.engine.pull(request, now)
+            self._look_at = now if jobs else self._next_look(now)
+        else:
+            return False
+        for job in jobs:
+            self._start(job)
+        if self.pulls_left is not None:
+            self.pulls_left -= len(jobs)
+        self.queues = self.queues[1:] + self.queues[:1]  # each queue is served first in its turn
+        return bool(jobs) and self.executor.free() > 0
+
+    def _should_look(self, now: int) -> bool:
+        version = self.engine.store.changed()
+        if version == self._seen and now < self._look_at:
+            return False
+        self._seen = version
+        return True
+
+    def _next_look(self, now: int) -> int:
+        due_at = self.engine.next_due(self.queues)
+        return now + LOOK_MS if due_at is None else min(due_at, now + LOOK_MS)
+
+    def _start(self, job: Job) -> None:
+        run = Run(job, self._services)
+        self.runs[job.id] = run
+        self.executor.start(run)
+
+    def _note(self, run: Run, ending: Ending, outcome: Job | RQLabError) -> None:
+        if self.runs.get(run.job.id) is run:
+            del self.runs[run.job.id]
+        if isinstance(outcome, RQLabError):
+            log.warning(
+                "%s: the %s of job %s, delivery %d, came too late: %s", self.name, ending.event, *_which(run), outcome
+            )
+            self.outcomes["lost"] += 1
+        else:
+            self.outcomes[OUTCOMES[ending.event]] += 1
+
+    def _give_up(self, run: Run) -> None:
+        if self.runs.get(run.job.id) is run:
+            del self.runs[run.job.id]
+        self._unstored = [(other, ending) for other, ending in self._unstored if other is not run]
+        self.executor.stop(run)
+
+    def _retry_at(self, now: int, error: RQLabError) -> int:
+        log.warning("%s could not reach the store, and tries again: %s", self.name, error)
+        pause = RETRY_MS[min(self._failures, len(RETRY_MS) - 1)]
+        self._failures += 1
+        return now + pause
+
+    # What a run's context asks.
+
+    def _progress(self, run: Run, percent: float, message: str | None) -> None:
+        self._record(run, lambda now: self.engine.progress(run.job, percent, message, now))
+
+    def _log(self, run: Run, line: str) -> None:
+        self._record(run, lambda now: self.engine.log(run.job, line, now))
+
+    def _record(self, run: Run, store: Callable[[int], Job]) -> None:
+        try:
+            store(self.clock())
+        except LeaseLost:
+            run.is_lost = True
+            raise
+        except RQLabError as error:
+            log.warning("job %s, delivery %d: progress could not be stored: %s", *_which(run), error)
+
+
+def _which(run: Run) -> tuple[str, int]:
+    return run.job.id, run.job.deliveries
