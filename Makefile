@@ -1,0 +1,42 @@
+# Two commands do all the set-up: make demo, make test. Each makes .venv first, if it is not there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench fixtures clean
+
+demo: $(VENV)/.runs  ## the crash-recovery walkthrough
+	$(BIN)/rqlab demo
+
+test: check  ## everything that CI runs
+	$(BIN)/pytest -n 2 --dist worksteal
+
+check: $(VENV)/.tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.tests  ## ratios within one run, medians and spread
+	$(BIN)/python -m benchmarks
+
+fixtures: $(VENV)/.tests  ## a new fixtures/queues/vN, when the format number has risen
+	$(BIN)/python -m fixtures
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build *.egg-info
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "rqlab needs Python 3.11 or later; found: $$($(PYTHON) --version 2>&1). Call: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ rm -rf $(VENV); echo "no venv module for $(PYTHON): on Debian and Ubuntu, apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.runs: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.tests: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.runs
