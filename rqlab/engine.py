@@ -64,7 +64,7 @@ LISTED = (State.WAITING, State.DELAYED, State.ACTIVE, State.COMPLETED, State.DLQ
 class Push(NamedTuple):
     """A job to push, as the front door has checked it."""
 
-    job: Job
+    job: Job  #: without an id and without instants
     delay: float = 0.0  #: seconds
     return_holder: bool = False  #: on a unique key that is held: give its holder's id instead of raising
 
@@ -103,10 +103,10 @@ class Engine:
 
     # Producers.
 
-    def push(self, pushes: Sequence[Push], now: int) -> list[str]:
-        """Store all jobs, or none; their ids. DuplicateKey if a unique key is held."""
-        jobs = [(lifecycle.push(push.job, now, push.delay), push.return_holder) for push in pushes]
-        return self._write(lambda tx: [_push(tx, job, return_holder, now) for job, return_holder in jobs])
+    def push(self, pushes: Sequence[Push], ids: Sequence[str], now: int) -> list[str]:
+        """Store all jobs under these new ids, or none; their ids. DuplicateKey if a unique key is held."""
+        pairs = list(zip(pushes, ids, strict=True))
+        return self._write(lambda tx: [_push(tx, push, job_id, now) for push, job_id in pairs])
 
     # Workers.
 
@@ -299,10 +299,10 @@ class Engine:
         entries = [entry for start in (DUE, OFF) for entry in self.store.entries(start, start + LAST, 100_000)]
         return sorted((decode_schedule(value) for _, value in entries), key=lambda schedule: schedule.name)
 
-    def fire(self, now: int, make: Callable[[Schedule, int], Push]) -> bool:
+    def fire(self, now: int, make: Callable[[Schedule, int], tuple[Push, str]]) -> bool:
         """Push what the schedules owe by now; whether there may be more. Push and bookkeeping are one transaction.
 
-        `make(schedule, tick)` builds the job of a tick. Where its unique key is held, that job stands for this tick.
+        `make(schedule, tick)` gives the job of a tick, and its id. Where its unique key is held, that job stands for this tick.
         """
 
         def work(tx: Transaction) -> bool:
@@ -313,8 +313,8 @@ class Engine:
                     break
                 ticks, after = due(decode_schedule(value), now, moves)
                 for tick in ticks:
-                    push = make(after, tick)
-                    _push(tx, lifecycle.push(push.job, now, push.delay), True, now)
+                    push, job_id = make(after, tick)
+                    _push(tx, push._replace(return_holder=True), job_id, now)
                 _put_schedule(tx, after)
                 moves -= max(len(ticks), 1)
             return moves <= 0
@@ -453,12 +453,13 @@ def decode_schedule(entry: bytes) -> Schedule:
         raise StoreCorrupt(f"expected a schedule that rqlab wrote; found {entry[:60]!r}… ({error})") from error
 
 
-def _push(tx: Transaction, job: Job, return_holder: bool, now: int) -> str:
+def _push(tx: Transaction, push: Push, job_id: str, now: int) -> str:
+    job = lifecycle.push(push.job, job_id, now, push.delay)
     if job.unique_key is not None:
         key = f"{UNIQUE}{job.queue}/{job.unique_key}"
         holder = tx.entry(key)
         if holder is not None:
-            if return_holder:
+            if push.return_holder:
                 return holder.decode()
             raise DuplicateKey(job.queue, job.unique_key, holder.decode())
         tx.put_entry(key, job.id.encode())

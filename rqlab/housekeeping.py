@@ -34,7 +34,7 @@ class Housekeeper:
     def __init__(
         self,
         engine: Engine,
-        make: Callable[[Schedule, int, int], Push],
+        make: Callable[[Schedule, int, int], tuple[Push, str]],
         *,
         stall_timeout: float,
         tick_interval: float,
@@ -42,7 +42,7 @@ class Housekeeper:
         refresh: Callable[[int], object] = lambda now: None,
     ) -> None:
         self.engine = engine
-        self.make = make  #: make(schedule, tick, now) builds the job of a tick: ids come from the front door
+        self.make = make  #: make(schedule, tick, now) gives the job of a tick and its id: ids are the front door's
         self.stall_timeout_ms = milliseconds(stall_timeout)
         self.tick_ms = milliseconds(tick_interval)
         self.retention = retention

@@ -59,7 +59,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
+class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One finished run of a job: a line of its history."""
 
     delivery: int  #: which one: the job's `deliveries` while it ran
@@ -70,7 +70,7 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None  #: the head of the error text, at most 512 bytes
 
 
-class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """A job as it was at one moment. Records never change: every event makes the next one.
 
     Instants are integer milliseconds since the Unix epoch (UTC), in fields ending in `_at` or `_until`;

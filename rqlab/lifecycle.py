@@ -91,13 +91,12 @@ TRANSITIONS: dict[Event, Transition] = {
 }
 
 
-def push(job: Job, now: int, delay: float) -> Job:
-    """A new job enters the line: delayed if it has a delay, waiting if not."""
+def push(job: Job, job_id: str, now: int, delay: float) -> Job:
+    """A new job enters the line under its id: delayed if it has a delay (seconds), waiting if not."""
     due_at = now + milliseconds(delay) if delay else now
     expires_at = None if job.ttl is None else due_at + milliseconds(job.ttl)
-    if due_at > now:
-        return replace(job, state=DELAYED, delay_until=due_at, expires_at=expires_at, created_at=now, updated_at=now)
-    return replace(job, state=WAITING, expires_at=expires_at, created_at=now, updated_at=now)
+    new = replace(job, id=job_id, expires_at=expires_at, created_at=now, updated_at=now)
+    return new if due_at == now else replace(new, state=DELAYED, delay_until=due_at)
 
 
 def promote(job: Job, now: int) -> Job:

@@ -5,7 +5,6 @@ It checks what callers pass, draws ids, and hands instants to the engine; it dec
 
 import os
 import random
-import secrets
 import socket
 import threading
 from collections import Counter
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
-from msgspec.structs import replace
 
 from rqlab import arguments, clock, durability, executors, schedule
 from rqlab.arguments import shown
@@ -55,8 +53,9 @@ SETTINGS_KEY = "rqlab/settings"
 DEFAULT_RETENTION = Retention()
 HOST = socket.gethostname()
 
-_ids = Ids(secrets.randbits)  # one for the process: ids rise strictly across all its queues
-_random = random.SystemRandom()
+_random = random.Random()  # seeded by the system; ids must be unique, not secret, and urandom costs 1 µs a draw
+os.register_at_fork(after_in_child=_random.seed)  # a child would draw its parent's numbers
+_ids = Ids(_random.getrandbits)  # one for the process: ids rise strictly across all its queues
 
 
 class _Settings(msgspec.Struct, frozen=True):
@@ -191,7 +190,7 @@ class Queues:
             unique_key, on_conflict, tags, metadata, remove_on_complete,
         )  # fmt: skip
         now = clock.now()
-        return self._engine.push([_with_id(push, now)], now)[0]
+        return self._engine.push([push], [_ids.draw(now)], now)[0]
 
     def push_many(self, queue: str, items: Iterable[Mapping[str, Any]]) -> list[str]:
         """Store many jobs in one transaction, all or none; their ids, in the order of `items`.
@@ -204,7 +203,7 @@ class Queues:
         if not pushes:
             return []
         now = clock.now()
-        return self._engine.push([_with_id(push, now) for push in pushes], now)
+        return self._engine.push(pushes, [_ids.draw(now) for _ in pushes], now)
 
     # Workers of one's own.
 
@@ -632,8 +631,8 @@ class Queues:
         checked = arguments.text(name, "schedule name", 256)
         self._engine.change_schedule(checked, attempted, lambda stored: change(stored, now))
 
-    def _make_scheduled(self, stored: Schedule, tick: int, now: int) -> Push:
-        return _with_id(msgspec.json.decode(stored.options, type=Push), now)
+    def _make_scheduled(self, stored: Schedule, tick: int, now: int) -> tuple[Push, str]:
+        return msgspec.json.decode(stored.options, type=Push), _ids.draw(now)
 
     def _worker(
         self, queues: object, handler: object, concurrency: object, isolation: object, shutdown: Any, grace: object
@@ -732,10 +731,6 @@ def _loop_executor(
     from rqlab.executors.loop import LoopExecutor
 
     return LoopExecutor(handlers, slots, bell.ring, name, loop)
-
-
-def _with_id(push: Push, now: int) -> Push:
-    return push._replace(job=replace(push.job, id=_ids.draw(now)))
 
 
 def _worker_name() -> str:
