@@ -20,7 +20,7 @@ import urllib.parse
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import diskcache
 import msgspec
@@ -64,6 +64,8 @@ BULK = 8  # from here on one executemany is faster than diskcache's set, row by 
 COUNTERS = "queue/"  # + queue: the key, and the place, of a queue's counters
 DATA = "payload/"  # + job id: data that is kept apart
 FORMAT_KEY = "rqlab/format"
+MAX_COMPLAINTS = 10  # of a damaged file; more say no more
+SQLITE_VERSION = sqlite3.sqlite_version
 
 RANGE = "SELECT mode, value FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag"
 UPSERT = (
@@ -112,6 +114,17 @@ class _Cache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
                 "SQLite connections do not survive a fork; open the directory again in the child"
             )
         return self._connection
+
+
+class Condition(NamedTuple):
+    """What a file says of itself, for `doctor`."""
+
+    format: int
+    settings: dict[str, Any]  #: as SETTINGS; None for what is not there
+    page_bytes: int
+    pages: int
+    free_pages: int
+    wal_bytes: int  #: of the write-ahead log; 0 without one
 
 
 class _Call:
@@ -558,6 +571,37 @@ class ReadOnlyStore:
             self._closed = True
             self._connection.close()
 
+    # For `doctor`.
+
+    @contextlib.contextmanager
+    def at_one_instant(self) -> Iterator[None]:
+        """All reads in this block see the directory as it was at the first of them, whoever writes meanwhile."""
+        with self._reading() as raw:
+            raw.sql("BEGIN")
+        try:
+            yield
+        finally:
+            with self._reading() as raw:
+                if self._connection.in_transaction:  # damage in the file may have ended it
+                    raw.sql("ROLLBACK")
+
+    def condition(self) -> Condition:
+        """What SQLite says of the file, and how diskcache was told to keep it."""
+        with self._reading() as raw:
+            settings = dict(raw.sql("SELECT key, value FROM Settings").fetchall())
+            page_bytes, pages, free_pages = (
+                int(raw.sql(f"PRAGMA {name}").fetchone()[0]) for name in ("page_size", "page_count", "freelist_count")
+            )
+            found = int(raw.entry(FORMAT_KEY) or b"0")
+        kept = {key: settings.get(key) for key in SETTINGS}
+        return Condition(found, kept, page_bytes, pages, free_pages, _size(self.path / "cache.db-wal"))
+
+    def complaints(self) -> list[str]:
+        """What SQLite finds wrong with the file, reading all of it; empty if nothing is."""
+        with self._reading() as raw:
+            said = [str(line) for (line,) in raw.sql(f"PRAGMA integrity_check({MAX_COMPLAINTS})").fetchall()]
+        return [] if said == ["ok"] else said
+
 
 class _Raw:
     """The reads, on a connection whose lock is already held."""
@@ -619,6 +663,14 @@ def _fsync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 if there is no such file."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
