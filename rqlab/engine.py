@@ -300,7 +300,7 @@ class Engine:
         return sorted((decode_schedule(value) for _, value in entries), key=lambda schedule: schedule.name)
 
     def fire(self, now: int, make: Callable[[Schedule, int], tuple[Push, str]]) -> bool:
-        """Push what the schedules owe by now; whether there may be more. Push and bookkeeping are one transaction.
+        """Push what the schedules owe by now; whether there may be more. A push and its books are one transaction.
 
         `make(schedule, tick)` gives the job of a tick, and its id. Where its unique key is held, that job stands for this tick.
         """
@@ -321,7 +321,7 @@ class Engine:
 
         return bool(self.store.entries(DUE, until(DUE, now), 1)) and self._write(work)
 
-    # Housekeeping: each of these moves at most MAX_MOVES jobs, and says whether there may be more.
+    # Housekeeping: each of these moves at most MAX_MOVES jobs a call; at that number there may be more.
 
     def promote(self, queue: str, now: int) -> bool:
         later = shelf(queue, State.DELAYED)
@@ -329,19 +329,17 @@ class Engine:
             return False
         return self._write(lambda tx: _promote(tx, queue, now, MAX_MOVES)) == MAX_MOVES
 
-    def recover(self, queue: str, judged_until: int, now: int) -> bool:
-        """Time out and stall the runs whose time-out or lease ended at or before `judged_until`."""
+    def recover(self, queue: str, judged_until: int, now: int) -> list[Job]:
+        """Time out and stall the runs whose time-out or lease ended by `judged_until`; the jobs as they now are."""
         leased = shelf(queue, State.ACTIVE)
         if self.store.first(leased, until(leased, judged_until)) is None:
-            return False
+            return []
 
-        def work(tx: Transaction) -> int:
+        def work(tx: Transaction) -> list[Job]:
             jobs = tx.scan(leased, until(leased, judged_until), MAX_MOVES)
-            for job in jobs:
-                self._judge(tx, job, judged_until, now)
-            return len(jobs)
+            return [self._judge(tx, job, judged_until, now) for job in jobs]
 
-        return self._write(work) == MAX_MOVES
+        return self._write(work)
 
     def shorten(self, queue: str, now: int) -> None:
         """Cut the leases that lie further ahead than a heartbeat now would put them: the wall clock went back."""
@@ -409,12 +407,11 @@ class Engine:
                 ended = lifecycle.release(stored, now)
         return _held(_change(tx, ending.event, stored, ended, now), ending.job)
 
-    def _judge(self, tx: Transaction, job: Job, judged_until: int, now: int) -> None:
+    def _judge(self, tx: Transaction, job: Job, judged_until: int, now: int) -> Job:
         timeout_at = job.timeout_at
         if timeout_at is not None and timeout_at <= judged_until:
-            _change(tx, Event.TIME_OUT, job, lifecycle.time_out(job, now, self._draw(job)), now)
-        else:
-            _change(tx, Event.STALL, job, lifecycle.stall(job, now, self._draw(job)), now)
+            return _change(tx, Event.TIME_OUT, job, lifecycle.time_out(job, now, self._draw(job)), now)
+        return _change(tx, Event.STALL, job, lifecycle.stall(job, now, self._draw(job)), now)
 
     def _draw(self, job: Job) -> float:
         return self.chance("jitter", job.id, job.deliveries) if job.jitter else 0.5

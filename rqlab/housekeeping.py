@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from rqlab.engine import Engine, Push
+from rqlab.engine import MAX_MOVES, Engine, Push
 from rqlab.errors import RQLabError
 from rqlab.job import State, milliseconds
 from rqlab.schedule import Schedule
@@ -95,8 +95,12 @@ class Housekeeper:
 
     def recover(self, now: int, judged_until: int) -> None:
         for queue in self.engine.store.queues():
-            while self.engine.recover(queue, judged_until, now):
-                pass
+            more = True
+            while more:
+                recovered = self.engine.recover(queue, judged_until, now)
+                more = len(recovered) == MAX_MOVES
+                for job in recovered:
+                    log.warning("%s/%s %s %s; it is %s", job.queue, job.name, job.id, job.last_error, job.state)
 
     def expire(self, now: int, judged_until: int) -> None:
         for queue in self.engine.store.queues():

@@ -1,8 +1,8 @@
 """Job ids: UUIDv7 text whose order is push order. Time and chance are arguments; it reads no clock.
 
-Layout (RFC 9562, method 1): 48 bits of milliseconds, version, a 12-bit counter, variant, 62 random bits. Within one
-millisecond the counter rises from a random start; when it is used up, or the clock goes back, the milliseconds run
-ahead of the clock instead, so ids of one process rise strictly whatever the clock does.
+Layout (RFC 9562, method 1): 48 bits of milliseconds, version, a 12-bit counter, variant, 62 random bits, drawn anew for
+each millisecond. Within it the counter rises from a random start; when it is used up, or the clock goes back, the
+milliseconds run ahead of the clock instead, so ids of one process rise strictly whatever the clock does.
 """
 
 import threading
@@ -21,6 +21,7 @@ class Ids:
         self._millisecond = 0
         self._counter = 0
         self._head = ""
+        self._tail = ""
 
     def draw(self, now: int) -> str:
         """A new id at `now` (milliseconds since the epoch), above every id this instance has drawn."""
@@ -31,12 +32,12 @@ class Ids:
                 self._counter += 1
                 if self._counter >> COUNTER_BITS:
                     self._start(self._millisecond + 1)
-            counter, head = self._counter, self._head
-        tail = f"{self._random_bits(62) | 1 << 63:016x}"
-        return f"{head}{counter:03x}-{tail[:4]}-{tail[4:]}"
+            return f"{self._head}{self._counter:03x}{self._tail}"
 
     def _start(self, millisecond: int) -> None:
         digits = f"{millisecond:012x}"
+        tail = f"{self._random_bits(62) | 1 << 63:016x}"  # the variant is the two top bits, 10
         self._head = f"{digits[:8]}-{digits[8:]}-7"
+        self._tail = f"-{tail[:4]}-{tail[4:]}"
         self._counter = self._random_bits(START_BITS)
         self._millisecond = millisecond

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from rqlab.job import Job, State, instant
+from rqlab.job import State
 from rqlab.lifecycle import Change, Event
 
 log = logging.getLogger("rqlab")
@@ -53,7 +53,7 @@ class Observers:
 
     def take(self, changes: list[Change]) -> None:
         """The store's listener: called in commit order, under the store's lock, so it only notes and rings."""
-        if self._callbacks or log.isEnabledFor(logging.DEBUG) or any(c.event is Event.STALL for c in changes):
+        if self._callbacks or log.isEnabledFor(logging.DEBUG):
             self._news.extend(changes)
         if self._bells and any(_concerns_workers(change) for change in changes):
             for bell in self._bells:
@@ -70,15 +70,10 @@ class Observers:
 
     def _hand_out(self, change: Change) -> None:
         job = change.job
-        if change.event is Event.STALL:
-            log.warning(
-                "%s %s/%s %s: %s, %s", change.event, job.queue, job.name, job.id, job.last_error, _what_now(job)
-            )
-        else:
-            log.debug(
-                "%s %s/%s %s: %s, attempt %d of %d, delivery %d",
-                *(change.event, job.queue, job.name, job.id, job.state, job.attempt, job.max_attempts, job.deliveries),
-            )
+        log.debug(
+            "%s %s/%s %s: %s, attempt %d of %d, delivery %d",
+            *(change.event, job.queue, job.name, job.id, job.state, job.attempt, job.max_attempts, job.deliveries),
+        )
         for callback in list(self._callbacks.values()):
             try:
                 callback(change)
@@ -90,7 +85,3 @@ class Observers:
 
 def _concerns_workers(change: Change) -> bool:
     return change.job.state is State.WAITING or change.event is Event.CANCEL or change.job.state is State.DELAYED
-
-
-def _what_now(job: Job) -> str:
-    return f"{job.state} until {instant(job.delay_until)}" if job.delay_until is not None else f"{job.state}"

@@ -1,11 +1,13 @@
 """A store in this process's memory: nothing survives the process. For tests, notebooks, simulations, and speed.
 
-Its lines are sorted lists, one a shelf (sortedcontainers). A KeyboardInterrupt may land inside a change; the change
-waits in `_pending` and is finished by the next call, so an interrupted write is stored whole or not at all.
+Its lines are sorted lists, one a shelf (sortedcontainers). A transaction changes the store in place and keeps a journal
+of what was there before; work that raises is undone from it. A KeyboardInterrupt may land inside any change: the
+journal it leaves is undone by whoever comes next, so an interrupted write is stored whole or not at all.
 """
 
 import threading
 from collections.abc import Callable, Mapping
+from itertools import islice
 from typing import Any, TypeVar
 
 from sortedcontainers import SortedDict, SortedList
@@ -13,22 +15,14 @@ from sortedcontainers import SortedDict, SortedList
 from rqlab.errors import StoreError
 from rqlab.job import Job
 from rqlab.storage import Transaction
-from rqlab.storage.place import place
-from rqlab.storage.staging import Staged
+from rqlab.storage.place import expiring_place, place, shelf
+from rqlab.storage.staging import EXPIRING
 
 T = TypeVar("T")
 
+Entry = tuple[bytes, str | None]  # value and place
 
-class _Pending:
-    """A change that has been decided: applying it twice is the same as applying it once."""
-
-    __slots__ = ("changes", "counters", "staged", "started")
-
-    def __init__(self, staged: Staged, counters: list[tuple[dict[str, int], str, int]]) -> None:
-        self.staged = staged
-        self.counters = counters  #: absolute values, so that a second application counts nothing twice
-        self.changes = staged.changes
-        self.started = False
+ABSENT: Any = object()  # in the journal: the key was not there
 
 
 class MemoryStore:
@@ -37,70 +31,76 @@ class MemoryStore:
     def __init__(self) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
         self._lock = threading.Lock()
-        self._pending: _Pending | None = None
         self._version = 0
         self._closed = False
         self._jobs: dict[str, Job] = {}
-        self._lines: dict[str, SortedList] = {}
-        self._entries: dict[str, tuple[bytes, str | None]] = {}
-        self._entry_places: SortedDict = SortedDict()
+        self._lines: dict[str, SortedList] = {}  #: by shelf: the places on it
+        self._entries: dict[str, Entry] = {}
+        self._entry_places: SortedDict = SortedDict()  #: place -> key
         self._counters: dict[str, dict[str, int]] = {}
-        self._raw = _Raw(self)
+        self._journal: list[tuple[dict[Any, Any], Any, Any]] = []  #: (dict, key, what was there), oldest first
+        self._transaction = _Transaction(self)  # one serves all: the lock admits one at a time
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         with self._lock:
-            self._settle()
-            staged = Staged(self._raw)
-            result = work(staged)
-            if staged.is_empty:
-                return result
-            self._pending = _Pending(staged, self._absolute(staged))
-            self._settle()
+            self._refuse_or_undo()
+            tx = self._transaction
+            tx.changes = []
+            try:
+                result = work(tx)
+            except Exception:
+                self._undo(torn=False)
+                raise
+            if self._journal:
+                self._version += 1
+                self._journal.clear()  # from here on it is stored
+                if self.listener is not None:
+                    self.listener(tx.changes)
             return result
 
     def get(self, job_id: str) -> Job | None:
         with self._lock:
-            self._settle()
-            return self._jobs.get(job_id)
+            self._refuse_or_undo()
+            return self._transaction.get(job_id)
 
     def load(self, job: Job) -> Job:
         return job
 
     def first(self, start: str, end: str) -> str | None:
         with self._lock:
-            self._settle()
-            return self._raw.first(start, end)
+            self._refuse_or_undo()
+            return self._transaction.first(start, end)
 
     def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
         with self._lock:
-            self._settle()
-            return self._raw.scan(start, end, limit, backwards=backwards)
+            self._refuse_or_undo()
+            return self._transaction.scan(start, end, limit, backwards=backwards)
 
     def entry(self, key: str) -> bytes | None:
         with self._lock:
-            self._settle()
-            return self._raw.entry(key)
+            self._refuse_or_undo()
+            return self._transaction.entry(key)
 
     def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
         with self._lock:
-            self._settle()
-            return self._raw.entries(start, end, limit)
+            self._refuse_or_undo()
+            return self._transaction.entries(start, end, limit)
 
     def counters(self, queue: str) -> Mapping[str, int]:
         with self._lock:
-            self._settle()
-            return dict(self._raw.counters(queue))
+            self._refuse_or_undo()
+            return self._transaction.counters(queue)
 
     def count(self, start: str, end: str) -> int:
         with self._lock:
-            self._settle()
+            self._refuse_or_undo()
             line = self._lines.get(_shelf_of(start))
             return 0 if line is None else line.bisect_left(end) - line.bisect_left(start)
 
     def queues(self) -> list[str]:
         with self._lock:
-            self._settle()
-            return sorted(self._counters)
+            self._refuse_or_undo()
+            return sorted(queue for queue, counters in self._counters.items() if counters)
 
     def changed(self) -> int:
         return self._version
@@ -111,89 +111,68 @@ class MemoryStore:
     def close(self) -> None:
         self._closed = True
 
-    def _absolute(self, staged: Staged) -> list[tuple[dict[str, int], str, int]]:
-        totals = []
-        for (queue, name), amount in staged.tallies.items():
-            counters = self._counters.get(queue)
-            if counters is None:
-                counters = self._counters.setdefault(queue, {})
-            totals.append((counters, name, counters.get(name, 0) + amount))
-        return totals
-
-    def _settle(self) -> None:
-        """Apply the change that was decided: the one just now, or one whose writer was interrupted."""
+    def _refuse_or_undo(self) -> None:
         if self._closed:
             raise StoreError("the queues are closed: open them again")
-        pending = self._pending
-        if pending is None:
-            return
-        if pending.started:
-            self._apply(pending.staged, move=False)
-            self._rebuild_lines()
-        else:
-            pending.started = True
-            self._apply(pending.staged, move=True)
-        for counters, name, value in pending.counters:
-            counters[name] = value
-        self._version += 1
-        changes, pending.changes = pending.changes, []
-        if changes and self.listener is not None:
-            self.listener(changes)
-        self._pending = None
+        if self._journal:  # its writer was interrupted
+            self._undo(torn=True)
 
-    def _apply(self, staged: Staged, move: bool) -> None:
-        jobs = self._jobs
-        for job_id, job in staged.jobs.items():
-            if move:
-                self._move(jobs.get(job_id), job)
-            if job is None:
-                jobs.pop(job_id, None)
+    def _undo(self, torn: bool) -> None:
+        """Put back what the journal remembers. `torn`: a sorted list may be half changed, so all are made anew."""
+        for of, key, before in reversed(self._journal):
+            if not torn:
+                self._undo_places(of, key, before)
+            if before is ABSENT:
+                of.pop(key, None)
             else:
-                jobs[job_id] = job
-        for key, entry in staged.entry_changes.items():
-            self._put_entry(key, entry)
+                of[key] = before
+        if torn:
+            self._rebuild_places()
+        self._journal.clear()
+
+    def _undo_places(self, of: dict[Any, Any], key: str, before: Any) -> None:
+        if of is self._jobs:
+            self._move(self._jobs.get(key), None if before is ABSENT else before)
+        elif of is self._entries:
+            self._move_entry(key, self._entries.get(key), None if before is ABSENT else before)
 
     def _move(self, old: Job | None, new: Job | None) -> None:
+        """Take a job from the place of its old record to that of its new one."""
         leaves = None if old is None else place(old)
         enters = None if new is None else place(new)
         if leaves == enters:
             return
-        if leaves is not None:
-            self._lines[_shelf_of(leaves)].discard(leaves)
-        if enters is not None:
-            shelf = _shelf_of(enters)
-            line = self._lines.get(shelf)
+        if old is not None:
+            self._lines[shelf(old.queue, old.state)].remove(leaves)
+        if new is not None:
+            at = shelf(new.queue, new.state)
+            line = self._lines.get(at)
             if line is None:
-                line = self._lines.setdefault(shelf, SortedList())
+                line = self._lines.setdefault(at, SortedList())
             line.add(enters)
 
-    def _put_entry(self, key: str, entry: tuple[bytes, str | None] | None) -> None:
-        old = self._entries.get(key)
+    def _move_entry(self, key: str, old: Entry | None, new: Entry | None) -> None:
         if old is not None and old[1] is not None:
-            self._entry_places.pop(old[1], None)
-        if entry is None:
-            self._entries.pop(key, None)
-        else:
-            self._entries[key] = entry
-            if entry[1] is not None:
-                self._entry_places[entry[1]] = key
+            del self._entry_places[old[1]]
+        if new is not None and new[1] is not None:
+            self._entry_places[new[1]] = key
 
-    def _rebuild_lines(self) -> None:
-        """An interrupt inside a sorted list may leave it torn; the records say what stands where."""
+    def _rebuild_places(self) -> None:
         shelves: dict[str, list[str]] = {}
         for job in self._jobs.values():
-            shelves.setdefault(_shelf_of(place(job)), []).append(place(job))
-        self._lines = {shelf: SortedList(places) for shelf, places in shelves.items()}
+            shelves.setdefault(shelf(job.queue, job.state), []).append(place(job))
+        self._lines = {at: SortedList(places) for at, places in shelves.items()}
         self._entry_places = SortedDict({at: key for key, (_, at) in self._entries.items() if at is not None})
 
 
-class _Raw:
-    """What a transaction reads: the store under a lock that is already held."""
+class _Transaction:
+    """Reads and changes of a store whose lock is held; each change is journalled before it is made."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("_store", "changes")
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
+        self.changes: list[Any] = []
 
     def get(self, job_id: str) -> Job | None:
         return self._store._jobs.get(job_id)
@@ -203,31 +182,83 @@ class _Raw:
 
     def first(self, start: str, end: str) -> str | None:
         line = self._store._lines.get(_shelf_of(start))
-        if not line:
-            return None
-        index = line.bisect_left(start)
-        return line[index] if index < len(line) and line[index] < end else None
+        return None if line is None else next(line.irange(start, end, inclusive=(True, False)), None)
 
     def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
         line = self._store._lines.get(_shelf_of(start))
-        if not line:
+        if line is None:
             return []
         jobs = self._store._jobs
         places = line.irange(start, end, inclusive=(True, False), reverse=backwards)
-        return [jobs[at[-36:]] for at, _ in zip(places, range(limit), strict=False)]
+        return [jobs[at.rpartition("/")[2]] for at in islice(places, limit)]
 
     def entry(self, key: str) -> bytes | None:
         entry = self._store._entries.get(key)
         return None if entry is None else entry[0]
 
     def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
-        store = self._store
-        places = store._entry_places.irange(start, end, inclusive=(True, False))
-        keys = [store._entry_places[at] for at, _ in zip(places, range(limit), strict=False)]
-        return [(key, store._entries[key][0]) for key in keys]
+        places = self._store._entry_places
+        keys = [places[at] for at in islice(places.irange(start, end, inclusive=(True, False)), limit)]
+        return [(key, self._store._entries[key][0]) for key in keys]
 
     def counters(self, queue: str) -> Mapping[str, int]:
-        return self._store._counters.get(queue, {})
+        return dict(self._store._counters.get(queue, {}))
+
+    def put(self, job: Job, replacing: Job | None = None) -> None:
+        self._keep(job.id, job)
+        if replacing is None:
+            self.tally(job.queue, job.state)
+            if job.expires_at is not None:
+                self.put_entry(EXPIRING + job.id, b"", expiring_place(job))
+        else:
+            if replacing.state is not job.state:
+                self.tally(job.queue, replacing.state, -1)
+                self.tally(job.queue, job.state)
+            if replacing.expires_at is not None and job.expires_at is None:
+                self.delete_entry(EXPIRING + job.id)
+
+    def delete(self, job: Job) -> None:
+        self._keep(job.id, None)
+        self.tally(job.queue, job.state, -1)
+        if job.expires_at is not None:
+            self.delete_entry(EXPIRING + job.id)
+
+    def put_entry(self, key: str, value: bytes, place: str | None = None) -> None:
+        store, new = self._store, (value, place)
+        old = store._entries.get(key)
+        store._journal.append((store._entries, key, ABSENT if old is None else old))
+        store._move_entry(key, old, new)
+        store._entries[key] = new
+
+    def delete_entry(self, key: str) -> None:
+        store = self._store
+        old = store._entries.get(key)
+        if old is not None:
+            store._journal.append((store._entries, key, old))
+            store._move_entry(key, old, None)
+            del store._entries[key]
+
+    def tally(self, queue: str, name: str, amount: int = 1) -> None:
+        store = self._store
+        counters = store._counters.get(queue)
+        if counters is None:
+            counters = store._counters.setdefault(queue, {})
+        before = counters.get(name, ABSENT)
+        store._journal.append((counters, name, before))
+        counters[name] = amount if before is ABSENT else before + amount
+
+    def emit(self, change: Any) -> None:
+        self.changes.append(change)
+
+    def _keep(self, job_id: str, new: Job | None) -> None:
+        store = self._store
+        old = store._jobs.get(job_id)
+        store._journal.append((store._jobs, job_id, ABSENT if old is None else old))
+        store._move(old, new)
+        if new is None:
+            store._jobs.pop(job_id, None)
+        else:
+            store._jobs[job_id] = new
 
 
 def _shelf_of(place: str) -> str:

@@ -14,20 +14,27 @@ fixed width, so text order is their order; `/` is in no queue's name, so no shel
 from rqlab.job import MAX_PRIORITY, Job, State
 
 TIME_DIGITS = 15  # milliseconds since the epoch until the year 33658: any delay of a hundred years fits
+SHELVES = {
+    State.WAITING: "ready/",
+    State.DELAYED: "later/",
+    State.ACTIVE: "leased/",
+    State.COMPLETED: "done/completed/",
+    State.DLQ: "done/dlq/",
+    State.CANCELLED: "done/cancelled/",
+}
 LAST = "~"  # sorts behind every digit and letter: a shelf + LAST ends the shelf
 
 
 def place(job: Job) -> str:
     """Where the job stands; it changes exactly when the job's turn does."""
-    match job.state:
-        case State.WAITING:
-            return f"ready/{job.queue}/{MAX_PRIORITY - job.priority:05d}/{job.id}"
-        case State.DELAYED:
-            return f"later/{job.queue}/{job.delay_until:015d}/{job.id}"
-        case State.ACTIVE:
-            return f"leased/{job.queue}/{deadline(job):015d}/{job.id}"
-        case _:
-            return f"done/{job.state}/{job.queue}/{job.finished_at:015d}/{job.id}"
+    line = shelf(job.queue, job.state)
+    if job.state is State.WAITING:
+        return f"{line}{MAX_PRIORITY - job.priority:05d}/{job.id}"
+    if job.state is State.DELAYED:
+        return f"{line}{job.delay_until:015d}/{job.id}"
+    if job.state is State.ACTIVE:
+        return f"{line}{deadline(job):015d}/{job.id}"
+    return f"{line}{job.finished_at:015d}/{job.id}"
 
 
 def deadline(job: Job) -> int:
@@ -39,15 +46,7 @@ def deadline(job: Job) -> int:
 
 def shelf(queue: str, state: State) -> str:
     """What the places of all jobs of one queue in one state begin with."""
-    match state:
-        case State.WAITING:
-            return f"ready/{queue}/"
-        case State.DELAYED:
-            return f"later/{queue}/"
-        case State.ACTIVE:
-            return f"leased/{queue}/"
-        case _:
-            return f"done/{state}/{queue}/"
+    return f"{SHELVES[state]}{queue}/"
 
 
 def until(shelf: str, at: int) -> str:
