@@ -30,9 +30,11 @@ from rqlab.job import (
 MAX_SECONDS = 100 * 365.25 * 86_400  # a hundred years: longer is a mistake in the unit
 MAX_DEPTH = 500  # levels of lists and objects in a value; deeper ones break other people's JSON readers
 NAME = re.compile(r"[A-Za-z0-9._-]+")
+MAX_GOOD_NAMES = 1_000  # names that need no second look: a program uses few, over and over
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
+_good_names: set[str] = set()
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
 
@@ -187,7 +189,11 @@ def _refuse_what_is_not_json(value: Any, path: str, depth: int) -> None:
 
 
 def _name(value: object, what: str, max_bytes: int) -> str:
+    if type(value) is str and value in _good_names and len(value) <= max_bytes:
+        return value
     if isinstance(value, str) and NAME.fullmatch(value) and len(value) <= max_bytes:
+        if len(_good_names) < MAX_GOOD_NAMES:
+            _good_names.add(str(value))
         return str(value)
     came = f"{len(value)} characters" if isinstance(value, str) and len(value) > max_bytes else shown(value)
     raise ValidationError(f"{what}: expected 1 to {max_bytes} characters of A-Z a-z 0-9 . _ -; got {came}")

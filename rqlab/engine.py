@@ -24,7 +24,7 @@ from rqlab.errors import (
     ValidationError,
 )
 from rqlab.job import NULL, Counts, Job, State
-from rqlab.lifecycle import Change, Event
+from rqlab.lifecycle import Event
 from rqlab.schedule import Schedule, due
 from rqlab.storage import Store, Transaction
 from rqlab.storage.place import LAST, TIME_DIGITS, expiring, place, shelf, until
@@ -103,10 +103,9 @@ class Engine:
 
     # Producers.
 
-    def push(self, pushes: Sequence[Push], ids: Sequence[str], now: int) -> list[str]:
-        """Store all jobs under these new ids, or none; their ids. DuplicateKey if a unique key is held."""
-        pairs = list(zip(pushes, ids, strict=True))
-        return self._write(lambda tx: [_push(tx, push, job_id, now) for push, job_id in pairs])
+    def push(self, pushes: Sequence[tuple[Push, str]], now: int) -> list[str]:
+        """Store all jobs under their new ids, or none; their ids. DuplicateKey if a unique key is held."""
+        return self._write(lambda tx: [_push(tx, push, job_id, now) for push, job_id in pushes])
 
     # Workers.
 
@@ -302,7 +301,8 @@ class Engine:
     def fire(self, now: int, make: Callable[[Schedule, int], tuple[Push, str]]) -> bool:
         """Push what the schedules owe by now; whether there may be more. A push and its books are one transaction.
 
-        `make(schedule, tick)` gives the job of a tick, and its id. Where its unique key is held, that job stands for this tick.
+        `make(schedule, tick)` gives the job of a tick, and its id. Where its unique key is held, its holder stands for
+        the tick.
         """
 
         def work(tx: Transaction) -> bool:
@@ -538,7 +538,7 @@ def _tell(tx: Transaction, event: Event, job: Job, now: int) -> None:
     total = TOTALS.get(event)
     if total is not None:
         tx.tally(job.queue, total)
-    tx.emit(Change(event, job, now))
+    tx.emit((event, job, now))  # a Change, made when somebody listens: that costs a push 0.3 of its 9 us
 
 
 def _observe(tx: Transaction, queue: str, what: str, duration_ms: int) -> None:

@@ -35,6 +35,8 @@ class State(StrEnum):
     DLQ = "dlq"
     CANCELLED = "cancelled"
 
+    __hash__ = str.__hash__  # Enum's is Python code, and states are the keys of counters and shelves
+
 
 #: The states a job ends in; it leaves them by requeue (not from completed), purge or retention.
 FINISHED = frozenset({State.COMPLETED, State.DLQ, State.CANCELLED})

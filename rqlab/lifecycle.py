@@ -54,6 +54,8 @@ class Event(StrEnum):
     REQUEUE = "requeue"
     PURGE = "purge"
 
+    __hash__ = str.__hash__  # Enum's is Python code, and events are looked up at every change
+
 
 class Transition(NamedTuple):
     """One row of the table: the states an event may find, the states it may leave, and who brings it."""
@@ -93,9 +95,10 @@ TRANSITIONS: dict[Event, Transition] = {
 
 def push(job: Job, job_id: str, now: int, delay: float) -> Job:
     """A new job enters the line under its id: delayed if it has a delay (seconds), waiting if not."""
+    new = replace(job, id=job_id, created_at=now, updated_at=now)
     due_at = now + milliseconds(delay) if delay else now
-    expires_at = None if job.ttl is None else due_at + milliseconds(job.ttl)
-    new = replace(job, id=job_id, expires_at=expires_at, created_at=now, updated_at=now)
+    if job.ttl is not None:
+        new = replace(new, expires_at=due_at + milliseconds(job.ttl))
     return new if due_at == now else replace(new, state=DELAYED, delay_until=due_at)
 
 

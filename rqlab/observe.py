@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from rqlab.job import State
+from rqlab.job import Job, State
 from rqlab.lifecycle import Change, Event
 
 log = logging.getLogger("rqlab")
@@ -51,11 +51,11 @@ class Observers:
     def remove_bell(self, bell: Ringable) -> None:
         self._bells = self._bells - {bell}
 
-    def take(self, changes: list[Change]) -> None:
+    def take(self, changes: list[tuple[Event, Job, int]]) -> None:
         """The store's listener: called in commit order, under the store's lock, so it only notes and rings."""
         if self._callbacks or log.isEnabledFor(logging.DEBUG):
-            self._news.extend(changes)
-        if self._bells and any(_concerns_workers(change) for change in changes):
+            self._news.extend(Change(*change) for change in changes)
+        if self._bells and any(_concerns_workers(event, job) for event, job, _ in changes):
             for bell in self._bells:
                 bell.ring()
 
@@ -83,5 +83,5 @@ class Observers:
                 )
 
 
-def _concerns_workers(change: Change) -> bool:
-    return change.job.state is State.WAITING or change.event is Event.CANCEL or change.job.state is State.DELAYED
+def _concerns_workers(event: Event, job: Job) -> bool:
+    return job.state is State.WAITING or job.state is State.DELAYED or event is Event.CANCEL

@@ -190,7 +190,7 @@ class Queues:
             unique_key, on_conflict, tags, metadata, remove_on_complete,
         )  # fmt: skip
         now = clock.now()
-        return self._engine.push([push], [_ids.draw(now)], now)[0]
+        return self._engine.push([(push, _ids.draw(now))], now)[0]
 
     def push_many(self, queue: str, items: Iterable[Mapping[str, Any]]) -> list[str]:
         """Store many jobs in one transaction, all or none; their ids, in the order of `items`.
@@ -203,7 +203,7 @@ class Queues:
         if not pushes:
             return []
         now = clock.now()
-        return self._engine.push(pushes, [_ids.draw(now) for _ in pushes], now)
+        return self._engine.push([(push, _ids.draw(now)) for push in pushes], now)
 
     # Workers of one's own.
 
