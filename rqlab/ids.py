@@ -18,7 +18,7 @@ class Ids:
     def __init__(self, random_bits: Callable[[int], int]) -> None:
         self._random_bits = random_bits
         self._lock = threading.Lock()
-        self._millisecond = 0
+        self._millisecond = -1  # virtual time may start at 0
         self._counter = 0
         self._head = ""
         self._tail = ""
@@ -33,6 +33,12 @@ class Ids:
                 if self._counter >> COUNTER_BITS:
                     self._start(self._millisecond + 1)
             return f"{self._head}{self._counter:03x}{self._tail}"
+
+    def part_from_parent(self) -> None:
+        """In the child of a fork: go on under random bits of its own, or it would draw its parent's next ids."""
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+        if self._millisecond >= 0:
+            self._start(self._millisecond + 1)
 
     def _start(self, millisecond: int) -> None:
         digits = f"{millisecond:012x}"

@@ -56,6 +56,7 @@ HOST = socket.gethostname()
 _random = random.Random()  # seeded by the system; ids must be unique, not secret, and urandom costs 1 µs a draw
 os.register_at_fork(after_in_child=_random.seed)  # a child would draw its parent's numbers
 _ids = Ids(_random.getrandbits)  # one for the process: ids rise strictly across all its queues
+os.register_at_fork(after_in_child=_ids.part_from_parent)  # runs after the new seed
 
 
 class _Settings(msgspec.Struct, frozen=True):
