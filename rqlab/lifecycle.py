@@ -162,7 +162,8 @@ def stall(job: Job, now: int, draw: float) -> Job:
 
 def time_out(job: Job, now: int, draw: float) -> Job:
     """The run took longer than its `timeout`."""
-    return _charge(job, Event.TIME_OUT, now, Outcome.TIMED_OUT, f"timed out after {job.timeout:g} s", draw, None, False)
+    error = f"timed out after {job.timeout:.12g} s"  # all digits: a long time-out is not 1.2e+06 s
+    return _charge(job, Event.TIME_OUT, now, Outcome.TIMED_OUT, error, draw, None, False)
 
 
 def release(job: Job, now: int) -> Job:

@@ -1,0 +1,59 @@
+"""What the tests share: a wall clock to turn by hand, and queues and engines on every store that is there."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rqlab
+from rqlab import clock
+from rqlab.engine import Engine
+from rqlab.storage import Store
+from rqlab.storage.disk import DiskStore
+from rqlab.storage.memory import MemoryStore
+
+START = 1_767_225_600_000  # 2026-01-01 00:00:00 UTC
+
+
+class Wall:
+    """A wall clock that stands still until it is told to move."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def advance(self, seconds: float) -> int:
+        self.now += round(seconds * 1000)
+        return self.now
+
+
+@pytest.fixture
+def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
+    """The front door's clock; queues opened in the test tell its time."""
+    wall = Wall()
+    monkeypatch.setattr(clock, "now", lambda: wall.now)
+    return wall
+
+
+@pytest.fixture(params=["memory", "durable"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """Each mode in turn: a test that asks for it runs once in memory and once in a directory."""
+    return str(request.param)
+
+
+@pytest.fixture
+def rq(mode: str, tmp_path: Path) -> Iterator[rqlab.Queues]:
+    with rqlab.memory() if mode == "memory" else rqlab.open(tmp_path / "jobs") as queues:
+        yield queues
+
+
+@pytest.fixture
+def store(mode: str, tmp_path: Path) -> Iterator[Store]:
+    store: Store = MemoryStore() if mode == "memory" else DiskStore(tmp_path / "store")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def engine(store: Store) -> Engine:
+    """An engine whose chance is always in the middle."""
+    return Engine(store, lambda purpose, entity, counter: 0.5)
