@@ -24,7 +24,7 @@ from rqlab.errors import (
     ValidationError,
 )
 from rqlab.job import NULL, Counts, Job, State
-from rqlab.lifecycle import Event
+from rqlab.lifecycle import ACTIVE, CANCELLED, COMPLETED, DELAYED, DLQ, WAITING, Event
 from rqlab.schedule import Schedule, due
 from rqlab.storage import Store, Transaction
 from rqlab.storage.place import LAST, TIME_DIGITS, expiring, place, shelf, until
@@ -58,7 +58,7 @@ CHARGED = frozenset({Event.FAIL, Event.STALL, Event.TIME_OUT})
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)
 BUCKETS_MS = tuple(int(bound * 1000) for bound in BUCKETS)
 
-LISTED = (State.WAITING, State.DELAYED, State.ACTIVE, State.COMPLETED, State.DLQ, State.CANCELLED)
+LISTED = (WAITING, DELAYED, ACTIVE, COMPLETED, DLQ, CANCELLED)
 
 
 class Push(NamedTuple):
@@ -113,7 +113,7 @@ class Engine:
         """Up to `request.at_most` jobs, leased. Looks first without the lock, so an idle worker never takes it."""
         taken: list[Job] = []
         while len(taken) < request.at_most and self.has_due(request.queues, now):
-            rest = request._replace(at_most=request.at_most - len(taken))
+            rest = request._replace(at_most=request.at_most - len(taken)) if taken else request
             jobs, more = self._write(lambda tx, rest=rest: _pull(tx, rest, now))  # type: ignore[misc]
             taken += jobs
             if not more:
@@ -123,7 +123,7 @@ class Engine:
     def has_due(self, queues: Sequence[str], now: int) -> bool:
         """Whether a pull would find something to move."""
         for queue in queues:
-            ready, later = shelf(queue, State.WAITING), shelf(queue, State.DELAYED)
+            ready, later = shelf(queue, WAITING), shelf(queue, DELAYED)
             found = self.store.first(ready, ready + LAST) or self.store.first(later, until(later, now))
             if found and self.store.entry(PAUSED + queue) is None:
                 return True
@@ -131,7 +131,7 @@ class Engine:
 
     def next_due(self, queues: Sequence[str]) -> int | None:
         """When the first delayed job of these queues becomes due."""
-        shelves = [shelf(queue, State.DELAYED) for queue in queues]
+        shelves = [shelf(queue, DELAYED) for queue in queues]
         firsts = [(self.store.first(later, later + LAST), len(later)) for later in shelves]
         return min((int(at[cut : cut + TIME_DIGITS]) for at, cut in firsts if at is not None), default=None)
 
@@ -173,9 +173,7 @@ class Engine:
     def holds(self, jobs: Sequence[Job]) -> list[bool]:
         """Whether each of these runs still holds its job; a look, no write."""
         stored = [(self.store.get(held.id), held) for held in jobs]
-        return [
-            job is not None and job.state is State.ACTIVE and job.deliveries == held.deliveries for job, held in stored
-        ]
+        return [job is not None and job.state is ACTIVE and job.deliveries == held.deliveries for job, held in stored]
 
     # Callers.
 
@@ -227,10 +225,10 @@ class Engine:
 
     def requeue_all(self, queue: str, now: int) -> int:
         """Requeue all of the queue's dead-lettered jobs but those whose unique key another job now holds."""
-        start = shelf(queue, State.DLQ)
+        start = shelf(queue, DLQ)
 
         def work(tx: Transaction, start: str) -> tuple[int, str | None]:
-            jobs = tx.scan(start, until(shelf(queue, State.DLQ), now), MAX_MOVES)
+            jobs = tx.scan(start, until(shelf(queue, DLQ), now), MAX_MOVES)
             outcomes = [_or_error(lambda job=job: _requeue(tx, job, now)) for job in jobs]  # type: ignore[misc]
             moved = sum(isinstance(outcome, Job) for outcome in outcomes)
             return moved, place(jobs[-1]) + LAST if len(jobs) == MAX_MOVES else None
@@ -324,14 +322,14 @@ class Engine:
     # Housekeeping: each of these moves at most MAX_MOVES jobs a call; at that number there may be more.
 
     def promote(self, queue: str, now: int) -> bool:
-        later = shelf(queue, State.DELAYED)
+        later = shelf(queue, DELAYED)
         if self.store.first(later, until(later, now)) is None:
             return False
         return self._write(lambda tx: _promote(tx, queue, now, MAX_MOVES)) == MAX_MOVES
 
     def recover(self, queue: str, judged_until: int, now: int) -> list[Job]:
         """Time out and stall the runs whose time-out or lease ended by `judged_until`; the jobs as they now are."""
-        leased = shelf(queue, State.ACTIVE)
+        leased = shelf(queue, ACTIVE)
         if self.store.first(leased, until(leased, judged_until)) is None:
             return []
 
@@ -343,7 +341,7 @@ class Engine:
 
     def shorten(self, queue: str, now: int) -> None:
         """Cut the leases that lie further ahead than a heartbeat now would put them: the wall clock went back."""
-        leased = shelf(queue, State.ACTIVE)
+        leased = shelf(queue, ACTIVE)
         for job in self._walk(leased, leased + LAST, MAX_MOVES):
             if lifecycle.is_too_far_ahead(job, now):
                 self._write(lambda tx, job=job: _shorten(tx, job, now))  # type: ignore[misc]
@@ -366,7 +364,7 @@ class Engine:
 
     def oldest_waiting_at(self, queue: str) -> int | None:
         """Since when the head of the line waits: the longest of the heads, one for each priority in use."""
-        ready = shelf(queue, State.WAITING)
+        ready = shelf(queue, WAITING)
         start, oldest = ready, None
         for _ in range(MAX_MOVES):
             heads = self.store.scan(start, ready + LAST, 1)
@@ -473,7 +471,7 @@ def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
         if tx.entry(PAUSED + queue) is not None:
             continue
         moves -= _promote(tx, queue, now, moves)
-        ready = shelf(queue, State.WAITING)
+        ready = shelf(queue, WAITING)
         while moves > 0 and len(taken) < request.at_most:
             jobs = tx.scan(ready, ready + LAST, min(request.at_most - len(taken), moves))
             if not jobs:
@@ -490,7 +488,7 @@ def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
 
 
 def _promote(tx: Transaction, queue: str, now: int, limit: int) -> int:
-    later = shelf(queue, State.DELAYED)
+    later = shelf(queue, DELAYED)
     jobs = tx.scan(later, until(later, now), limit) if limit > 0 else []
     for job in jobs:
         _change(tx, Event.PROMOTE, job, lifecycle.promote(job, now), now)
@@ -510,24 +508,24 @@ def _requeue(tx: Transaction, job: Job, now: int) -> Job:
 
 def _shorten(tx: Transaction, seen: Job, now: int) -> None:
     job = tx.get(seen.id)
-    if job is not None and job.state is State.ACTIVE and lifecycle.is_too_far_ahead(job, now):
+    if job is not None and job.state is ACTIVE and lifecycle.is_too_far_ahead(job, now):
         _change(tx, Event.HEARTBEAT, job, lifecycle.heartbeat(job, now), now)
 
 
 def _change(tx: Transaction, event: Event, old: Job, new: Job, now: int) -> Job:
     """Store what an event made of a job, with everything that belongs to it."""
-    if new.state is State.COMPLETED and new.remove_on_complete:
+    if new.state is COMPLETED and new.remove_on_complete:
         tx.delete(old)
     else:
         tx.put(new, replacing=old)
-    if old.state is State.ACTIVE and new.state is not State.ACTIVE:
+    if old.state is ACTIVE and new.state is not ACTIVE:
         _observe(tx, new.queue, "run", now - (old.started_at or now))
     if new.is_finished and new.unique_key is not None:
         key = f"{UNIQUE}{new.queue}/{new.unique_key}"
         if tx.entry(key) == new.id.encode():
             tx.delete_entry(key)
     if event in CHARGED:
-        tx.tally(new.queue, "dead_lettered_total" if new.state is State.DLQ else "retried_total")
+        tx.tally(new.queue, "dead_lettered_total" if new.state is DLQ else "retried_total")
     elif event is Event.EXPIRE:
         tx.tally(new.queue, "dead_lettered_total")
     _tell(tx, event, new, now)
@@ -543,9 +541,9 @@ def _tell(tx: Transaction, event: Event, job: Job, now: int) -> None:
 
 def _observe(tx: Transaction, queue: str, what: str, duration_ms: int) -> None:
     """Put a duration into its bucket of a histogram; one that a clock made negative counts as none."""
-    duration_ms = max(duration_ms, 0)
     tx.tally(queue, f"{what}_bucket_{bisect_left(BUCKETS_MS, duration_ms)}")
-    tx.tally(queue, f"{what}_ms_total", duration_ms)
+    if duration_ms > 0:
+        tx.tally(queue, f"{what}_ms_total", duration_ms)
 
 
 def _required(tx: Transaction, job_id: str, attempted: str) -> Job:

@@ -181,12 +181,18 @@ class _Transaction:
         return job
 
     def first(self, start: str, end: str) -> str | None:
-        line = self._store._lines.get(_shelf_of(start))
-        return None if line is None else next(line.irange(start, end, inclusive=(True, False)), None)
+        line = self._line(start)
+        if not line:
+            return None
+        at = line[0] if line[0] >= start else next(line.irange(start), end)
+        return at if at < end else None
 
     def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
-        line = self._store._lines.get(_shelf_of(start))
-        if line is None:
+        if limit == 1 and not backwards:  # a pull of one job
+            at = self.first(start, end)
+            return [] if at is None else [self._store._jobs[at.rpartition("/")[2]]]
+        line = self._line(start)
+        if not line:
             return []
         jobs = self._store._jobs
         places = line.irange(start, end, inclusive=(True, False), reverse=backwards)
@@ -249,6 +255,10 @@ class _Transaction:
 
     def emit(self, change: Any) -> None:
         self.changes.append(change)
+
+    def _line(self, start: str) -> SortedList | None:
+        lines = self._store._lines
+        return lines.get(start) or lines.get(_shelf_of(start))
 
     def _keep(self, job_id: str, new: Job | None) -> None:
         store = self._store

@@ -14,10 +14,11 @@ fixed width, so text order is their order; `/` is in no queue's name, so no shel
 from rqlab.job import MAX_PRIORITY, Job, State
 
 TIME_DIGITS = 15  # milliseconds since the epoch until the year 33658: any delay of a hundred years fits
+WAITING, DELAYED, ACTIVE = State.WAITING, State.DELAYED, State.ACTIVE
 SHELVES = {
-    State.WAITING: "ready/",
-    State.DELAYED: "later/",
-    State.ACTIVE: "leased/",
+    WAITING: "ready/",
+    DELAYED: "later/",
+    ACTIVE: "leased/",
     State.COMPLETED: "done/completed/",
     State.DLQ: "done/dlq/",
     State.CANCELLED: "done/cancelled/",
@@ -27,14 +28,13 @@ LAST = "~"  # sorts behind every digit and letter: a shelf + LAST ends the shelf
 
 def place(job: Job) -> str:
     """Where the job stands; it changes exactly when the job's turn does."""
-    line = shelf(job.queue, job.state)
-    if job.state is State.WAITING:
+    state = job.state
+    line = f"{SHELVES[state]}{job.queue}/"
+    if state is WAITING:
         return f"{line}{MAX_PRIORITY - job.priority:05d}/{job.id}"
-    if job.state is State.DELAYED:
-        return f"{line}{job.delay_until:015d}/{job.id}"
-    if job.state is State.ACTIVE:
+    if state is ACTIVE:
         return f"{line}{deadline(job):015d}/{job.id}"
-    return f"{line}{job.finished_at:015d}/{job.id}"
+    return f"{line}{job.delay_until if state is DELAYED else job.finished_at:015d}/{job.id}"
 
 
 def deadline(job: Job) -> int:
