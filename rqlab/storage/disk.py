@@ -158,7 +158,52 @@ class _Batch:
         self.error: RQLabError | None = None  #: the transaction itself failed: everybody's error
 
 
-class DiskStore:
+class _Reads:
+    """What can be asked of a directory, each on the one connection under its lock."""
+
+    def _reading(self) -> contextlib.AbstractContextManager["_Raw"]:
+        raise NotImplementedError
+
+    def get(self, job_id: str) -> Job | None:
+        with self._reading() as raw:
+            return raw.get(job_id)
+
+    def load(self, job: Job) -> Job:
+        if not job.data_apart:
+            return job
+        with self._reading() as raw:
+            return raw.load(job)
+
+    def first(self, start: str, end: str) -> str | None:
+        with self._reading() as raw:
+            return raw.first(start, end)
+
+    def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
+        with self._reading() as raw:
+            return raw.scan(start, end, limit, backwards=backwards)
+
+    def entry(self, key: str) -> bytes | None:
+        with self._reading() as raw:
+            return raw.entry(key)
+
+    def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
+        with self._reading() as raw:
+            return raw.entries(start, end, limit)
+
+    def counters(self, queue: str) -> Mapping[str, int]:
+        with self._reading() as raw:
+            return raw.counters(queue)
+
+    def count(self, start: str, end: str) -> int:
+        with self._reading() as raw:
+            return raw.count(start, end)
+
+    def queues(self) -> list[str]:
+        with self._reading() as raw:
+            return raw.queues()
+
+
+class DiskStore(_Reads):
     """A directory of jobs that many processes may open; the disk holds what a returned `write` changed.
 
     Raises StoreError (or one of its kinds) when the directory cannot be made, locked or read, FormatTooNew when a newer
@@ -342,46 +387,6 @@ class DiskStore:
             call.done = True
             call.nudge()
 
-    # What can be asked.
-
-    def get(self, job_id: str) -> Job | None:
-        with self._reading() as raw:
-            return raw.get(job_id)
-
-    def load(self, job: Job) -> Job:
-        if not job.data_apart:
-            return job
-        with self._reading() as raw:
-            return raw.load(job)
-
-    def first(self, start: str, end: str) -> str | None:
-        with self._reading() as raw:
-            return raw.first(start, end)
-
-    def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
-        with self._reading() as raw:
-            return raw.scan(start, end, limit, backwards=backwards)
-
-    def entry(self, key: str) -> bytes | None:
-        with self._reading() as raw:
-            return raw.entry(key)
-
-    def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
-        with self._reading() as raw:
-            return raw.entries(start, end, limit)
-
-    def counters(self, queue: str) -> Mapping[str, int]:
-        with self._reading() as raw:
-            return raw.counters(queue)
-
-    def count(self, start: str, end: str) -> int:
-        with self._reading() as raw:
-            return raw.count(start, end)
-
-    def queues(self) -> list[str]:
-        with self._reading() as raw:
-            return raw.queues()
-
     def changed(self) -> int:
         with self._reading() as raw:
             (version,) = raw.sql("PRAGMA data_version").fetchone()
@@ -515,7 +520,7 @@ class DiskStore:
                 self._owner.close()
 
 
-class ReadOnlyStore:
+class ReadOnlyStore(_Reads):
     """A look at a directory beside whoever uses it: sees what is on the disk, writes nothing.
 
     Raises StoreError if there is no rqlab directory at `path`: looking creates nothing.
@@ -538,16 +543,6 @@ class ReadOnlyStore:
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         raise StoreError(f"{self.path} was opened with read_only=True: open it without to change anything")
-
-    get = DiskStore.get
-    load = DiskStore.load
-    first = DiskStore.first
-    scan = DiskStore.scan
-    entry = DiskStore.entry
-    entries = DiskStore.entries
-    counters = DiskStore.counters
-    count = DiskStore.count
-    queues = DiskStore.queues
 
     def changed(self) -> int:
         with self._reading() as raw:
