@@ -1,0 +1,43 @@
+"""Producers and a worker as plain threads of one program; the worker stops when its work is done.
+
+python examples/threads.py [DIRECTORY]
+"""
+
+import sys
+import threading
+
+import rqlab
+
+PRODUCERS, EACH = 4, 25
+
+
+def resize(job: rqlab.Job) -> str:
+    return f"{job.data['image']}-small"
+
+
+def produce(rq: rqlab.Queues, number: int) -> None:
+    for index in range(EACH):
+        rq.push("images", "resize", {"image": f"image-{number}-{index}"})
+
+
+def main(directory: str) -> None:
+    with rqlab.open(directory) as rq:
+        done = threading.Event()
+        unsubscribe = rq.on_change(lambda change: done.set() if finished(rq) else None)
+        worker = threading.Thread(target=rq.run_worker, args=("images", resize), kwargs={"shutdown": done})
+        worker.start()
+        producers = [threading.Thread(target=produce, args=(rq, number)) for number in range(PRODUCERS)]
+        for thread in producers:
+            thread.start()
+        for thread in [*producers, worker]:
+            thread.join()
+        unsubscribe()
+        print(rq.counts("images"))
+
+
+def finished(rq: rqlab.Queues) -> bool:
+    return rq.counts("images").completed >= PRODUCERS * EACH
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "jobs")
