@@ -28,7 +28,8 @@ from rqlab.job import (
 )
 
 MAX_SECONDS = 100 * 365.25 * 86_400  # a hundred years: longer is a mistake in the unit
-MAX_DEPTH = 500  # levels of lists and objects in a value; deeper ones break other people's JSON readers
+MAX_DEPTH = 500  # levels of lists and objects in a value; deeper ones break JSON readers, ours in a deep stack too
+WHOLE_END = 10**4_300  # Python reads back no number of more than 4 300 digits
 NAME = re.compile(r"[A-Za-z0-9._-]+")
 MAX_GOOD_NAMES = 1_000  # names that need no second look: a program uses few, over and over
 
@@ -103,7 +104,7 @@ def text(value: object, what: str, max_bytes: int) -> str:
     """Text of 1...max_bytes bytes in UTF-8."""
     if isinstance(value, str) and value:
         if len(_utf8(value, what)) <= max_bytes:
-            return str(value)
+            return str.__str__(value)
         raise ValidationError(f"{what}: expected at most {max_bytes} bytes of text; got {len(value.encode())} bytes")
     raise ValidationError(f"{what}: expected text of 1 to {max_bytes} bytes; got {shown(value)}")
 
@@ -151,8 +152,10 @@ def encoded(value: object, what: str, max_bytes: int) -> msgspec.Raw:
         same = _decode(raw) == value
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
         same = False
+    if not same or _has_many_levels(raw):
+        _refuse_depth(value, what)
     if not same:
-        _refuse_what_is_not_json(value, what, 0)
+        _refuse_what_is_not_json(value, what)
         raw = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
     if len(raw) > max_bytes:
         raise ValidationError(
@@ -162,25 +165,41 @@ def encoded(value: object, what: str, max_bytes: int) -> msgspec.Raw:
     return msgspec.Raw(raw)
 
 
-def _refuse_what_is_not_json(value: Any, path: str, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise ValidationError(f"{path.split('[')[0]}: expected at most {MAX_DEPTH} levels of nesting; got more")
-    if value is None or isinstance(value, bool | int):
+def _has_many_levels(raw: bytes) -> bool:
+    """Whether there are brackets enough to nest too deep: a quick look, for nearly all values the only one."""
+    return len(raw) > 2 * MAX_DEPTH and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+
+
+def _refuse_depth(value: Any, what: str) -> None:
+    """Level by level, each container once: it also ends for a list that contains itself."""
+    level = [value] if isinstance(value, list | tuple | dict) else []
+    for _ in range(MAX_DEPTH):
+        inner = [item for each in level for item in (each.values() if isinstance(each, dict) else each)]
+        level = list({id(item): item for item in inner if isinstance(item, list | tuple | dict)}.values())
+    if level:
+        raise ValidationError(f"{what}: expected at most {MAX_DEPTH} levels of lists and objects; got more")
+
+
+def _refuse_what_is_not_json(value: Any, path: str) -> None:
+    if value is None or isinstance(value, bool):
         return
-    if isinstance(value, str):
+    if isinstance(value, int):
+        if abs(value) >= WHOLE_END:
+            raise ValidationError(f"{path}: expected a whole number of at most 4300 digits; got more. Pass it as text")
+    elif isinstance(value, str):
         _utf8(value, path)
     elif isinstance(value, float):
         if not math.isfinite(value):
             raise ValidationError(f"{path}: expected a JSON value; got {value}, which JSON cannot say; use None")
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            _refuse_what_is_not_json(item, f"{path}[{index}]", depth + 1)
+            _refuse_what_is_not_json(item, f"{path}[{index}]")
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
                 raise ValidationError(f"{path}: expected text as the keys of an object; got the key {shown(key)}")
             _utf8(key, path)
-            _refuse_what_is_not_json(item, f"{path}[{key!r:.60}]", depth + 1)
+            _refuse_what_is_not_json(item, f"{path}[{key!r:.60}]")
     else:
         raise ValidationError(
             f"{path}: expected a JSON value (None, bool, number, text, list, dict); got {shown(value)}. "
@@ -192,9 +211,10 @@ def _name(value: object, what: str, max_bytes: int) -> str:
     if type(value) is str and value in _good_names and len(value) <= max_bytes:
         return value
     if isinstance(value, str) and NAME.fullmatch(value) and len(value) <= max_bytes:
+        name = str.__str__(value)  # of an enum that is a str: str(value) would say Kind.MAIL, not mail
         if len(_good_names) < MAX_GOOD_NAMES:
-            _good_names.add(str(value))
-        return str(value)
+            _good_names.add(name)
+        return name
     came = f"{len(value)} characters" if isinstance(value, str) and len(value) > max_bytes else shown(value)
     raise ValidationError(f"{what}: expected 1 to {max_bytes} characters of A-Z a-z 0-9 . _ -; got {came}")
 

@@ -178,10 +178,10 @@ class Counts(msgspec.Struct, frozen=True):
 
 
 def milliseconds(seconds: float) -> int:
-    """Whole milliseconds, rounded up; the inner rounding forgives what binary fractions add (16.1 s is 16100)."""
+    """Whole milliseconds, rounded up: only 0 is 0. The inner rounding forgives binary fractions (16.1 s is 16100)."""
     exact = round(seconds * 1000, 6)
     whole = int(exact)
-    return whole if whole == exact else whole + 1
+    return whole if whole == exact and (whole or not seconds) else whole + 1
 
 
 def instant(at: int) -> str:
