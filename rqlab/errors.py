@@ -30,8 +30,9 @@ class JobNotFound(RQLabError, LookupError):
     """No job has this id: it never existed, was purged, or was pushed with `remove_on_complete`."""
 
     def __init__(self, job_id: str, attempted: str = "find") -> None:
+        said = job_id[:80] if job_id and job_id.isprintable() else repr(job_id[:80])  # it may be anything
         super().__init__(
-            f"cannot {attempted} job {job_id}: no job has this id in this directory; "
+            f"cannot {attempted} job {said}: no job has this id in this directory; "
             "it may have been purged, removed by retention, or pushed with remove_on_complete"
         )
         self.job_id = job_id

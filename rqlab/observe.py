@@ -32,12 +32,14 @@ class Observers:
         self._bells: set[Ringable] = set()
         self._news: deque[Change] = deque()
         self._delivering = threading.Lock()
+        self._subscribing = threading.Lock()
         self._next_key = 0
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         """Call `callback(change)` for every change from now on; the returned function ends that."""
-        key, self._next_key = self._next_key, self._next_key + 1
-        self._callbacks[key] = callback
+        with self._subscribing:
+            key, self._next_key = self._next_key, self._next_key + 1
+            self._callbacks[key] = callback
 
         def unsubscribe() -> None:
             self._callbacks.pop(key, None)
@@ -46,10 +48,12 @@ class Observers:
 
     def add_bell(self, bell: Ringable) -> None:
         """Ring this bell whenever a job may have become due, or a run may have lost its job."""
-        self._bells = self._bells | {bell}  # a new set: `take` walks the old one without a lock
+        with self._subscribing:
+            self._bells = self._bells | {bell}  # a new set: `take` walks the old one without a lock
 
     def remove_bell(self, bell: Ringable) -> None:
-        self._bells = self._bells - {bell}
+        with self._subscribing:
+            self._bells = self._bells - {bell}
 
     def take(self, changes: list[tuple[Event, Job, int]]) -> None:
         """The store's listener: called in commit order, under the store's lock, so it only notes and rings."""

@@ -5,6 +5,7 @@ It checks what callers pass, draws ids, and hands instants to the engine; it dec
 
 import os
 import random
+import re
 import socket
 import threading
 from collections import Counter
@@ -20,7 +21,7 @@ from rqlab import arguments, clock, durability, executors, schedule
 from rqlab.arguments import shown
 from rqlab.clock import Bell
 from rqlab.engine import LISTED, Ending, Engine, Pull, Push
-from rqlab.errors import RQLabError, StoreError, ValidationError
+from rqlab.errors import JobNotFound, RQLabError, StoreError, ValidationError
 from rqlab.executors import Executor, Handlers
 from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.threads import ThreadExecutor
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # each is imported where it is used: pandas takes 0.4 s, asyn
 Seconds = float | timedelta
 
 MAX_PULL = 1_000
+MAX_LISTED = 1_000_000  # jobs in one answer: more is gigabytes; `after` goes on
 MAX_CONCURRENCY = 1_000
 MIN_STALL_TIMEOUT = 0.1  # seconds; below it a heartbeat interval is no longer long against a commit
 MAX_ATTEMPTS = 2**31 - 1
@@ -52,6 +54,7 @@ POLL_SECONDS = 0.025  # pull(wait=…) looks this often for jobs that other proc
 SETTINGS_KEY = "rqlab/settings"
 DEFAULT_RETENTION = Retention()
 HOST = socket.gethostname()
+ID = re.compile(r"[0-9a-f-]{36}")
 
 _random = random.Random()  # seeded by the system; ids must be unique, not secret, and urandom costs 1 µs a draw
 os.register_at_fork(after_in_child=_random.seed)  # a child would draw its parent's numbers
@@ -94,7 +97,7 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     busy = arguments.seconds(busy_timeout, "busy_timeout")
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ValidationError(f"path: expected the path of a directory; got {shown(path)}")
-    _check_retention(retention)
+    kept = _checked_retention(retention)
     mode = durability_mode(durability)
     if arguments.truth(read_only, "read_only"):
         return Queues(ReadOnlyStore(path), Path(path), mode.name, read_only=True, **timing)
@@ -102,7 +105,7 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     store = mode.open(_opening(path, busy, allowed))
     try:
         queues = Queues(store, Path(path), mode.name, **timing)
-        queues._remember(retention)
+        queues._remember(kept)
     except BaseException:
         store.close()
         raise
@@ -113,9 +116,9 @@ def memory(
     *, stall_timeout: Seconds = 30.0, tick_interval: Seconds = 1.0, retention: Retention = DEFAULT_RETENTION
 ) -> "Queues":
     """Queues in this process's memory: the same engine, nothing survives the process."""
-    _check_retention(retention)
+    kept = _checked_retention(retention)
     queues = Queues(MemoryStore(), None, "memory", **_timing(stall_timeout, tick_interval))
-    queues._remember(retention)
+    queues._remember(kept)
     return queues
 
 
@@ -214,6 +217,7 @@ class Queues:
         With `wait`, block up to so many seconds for the first one. The leases last `stall_timeout`: call `heartbeat`
         well within it, and `ack`, `fail` or `release` at the end. `worker` names the holder (host:pid:thread if None).
         """
+        self._refuse_if_read_only()
         name = _worker_name() if worker is None else arguments.text(worker, "worker", 1024)
         request = Pull(
             (arguments.queue_name(queue),), arguments.whole(count, "count", 1, MAX_PULL), name, self.stall_timeout
@@ -273,7 +277,7 @@ class Queues:
 
     def get(self, job_id: str) -> Job:
         """The job as it is now. JobNotFound if there is none."""
-        return self._engine.get(_checked_id(job_id))
+        return self._engine.get(_checked_id(job_id, "find"))
 
     def jobs(
         self,
@@ -293,7 +297,7 @@ class Queues:
         states = LISTED if state is None else (arguments.choice(state, "state", State),)
         label = None if tag is None else arguments.text(tag, "tag", 1024)
         behind = self.get(after) if isinstance(after, str) else None if after is None else _checked_job(after)
-        return self._engine.jobs(queues, states, label, behind, arguments.whole(limit, "limit", 1))
+        return self._engine.jobs(queues, states, label, behind, arguments.whole(limit, "limit", 1, MAX_LISTED))
 
     def frame(
         self,
@@ -319,7 +323,8 @@ class Queues:
 
     def get_dlq_jobs(self, queue: str, limit: int = 50) -> list[Job]:
         """The queue's dead-lettered jobs, newest first."""
-        return self._engine.newest(arguments.queue_name(queue), State.DLQ, arguments.whole(limit, "limit", 1))
+        at_most = arguments.whole(limit, "limit", 1, MAX_LISTED)
+        return self._engine.newest(arguments.queue_name(queue), State.DLQ, at_most)
 
     def metrics(self) -> dict[str, Any]:
         """Gauges, running totals and histograms by queue, read now; `rqlab.metrics` says what each counts."""
@@ -343,14 +348,14 @@ class Queues:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that is not finished; a run in flight loses its lease at once. JobNotFound, InvalidState."""
-        return self._engine.cancel(_checked_id(job_id), clock.now())
+        return self._engine.cancel(_checked_id(job_id, "cancel"), clock.now())
 
     def requeue(self, job_id: str) -> Job:
         """Put a dead-lettered or cancelled job back in the line with all its attempts.
 
         JobNotFound, InvalidState; DuplicateKey if another job holds its unique key by now.
         """
-        return self._engine.requeue(_checked_id(job_id), clock.now())
+        return self._engine.requeue(_checked_id(job_id, "requeue"), clock.now())
 
     def requeue_all(self, queue: str) -> int:
         """Requeue the queue's dead-lettered jobs, but those whose unique key another job holds; how many."""
@@ -358,6 +363,7 @@ class Queues:
 
     def purge(self, queue: str, state: str = "dlq") -> int:
         """Remove the queue's jobs in one finished state: dlq, completed or cancelled; how many."""
+        self._refuse_if_read_only()
         chosen = arguments.choice(state, "state", State)
         if chosen not in FINISHED:
             raise ValidationError(f"state: expected 'dlq', 'completed' or 'cancelled' to purge; got {shown(state)}")
@@ -506,6 +512,7 @@ class Queues:
     def start_housekeeping(self) -> None:
         """Keep house in a thread of this process, every `tick_interval`; if it does already, nothing happens."""
         self._refuse_if_read_only()
+        self._refuse_if_closed()
         self._supervisor.start_housekeeping()
 
     def tick(self) -> None:
@@ -639,6 +646,7 @@ class Queues:
         self, queues: object, handler: object, concurrency: object, isolation: object, shutdown: Any, grace: object
     ) -> Running:
         self._refuse_if_read_only()
+        self._refuse_if_closed()  # a worker takes the store's own error for one that passes, and would wait for ever
         handlers = executors.checked(handler)
         names = _queue_names(queues)
         slots = arguments.whole(concurrency, "concurrency", 1, MAX_CONCURRENCY)
@@ -706,6 +714,10 @@ class Queues:
             settings = msgspec.json.encode(_Settings(retention))
             self._store.write(lambda tx: tx.put_entry(SETTINGS_KEY, settings))
 
+    def _refuse_if_closed(self) -> None:
+        if self._is_closed:
+            raise StoreError(f"{self!r} is closed: open it again")
+
     def _refuse_if_read_only(self) -> None:
         if self.read_only:
             raise StoreError(f"{self.path} was opened with read_only=True: open it without to change anything")
@@ -750,15 +762,20 @@ def _timing(stall_timeout: object, tick_interval: object) -> _Timing:
     }
 
 
-def _check_retention(retention: object) -> None:
+def _checked_retention(retention: object) -> Retention:
     if not isinstance(retention, Retention):
         raise ValidationError(
             f"retention: expected rqlab.Retention(completed=…, cancelled=…, dlq=…); got {shown(retention)}"
         )
-    for state in ("completed", "cancelled", "dlq"):
-        kept = getattr(retention, state)
-        if kept is not None:
-            arguments.seconds(kept, f"retention.{state}")
+    if retention is DEFAULT_RETENTION:
+        return retention  # the same object: it means that the stored one holds
+    kept = {state: getattr(retention, state) for state in ("completed", "cancelled", "dlq")}
+    return Retention(
+        **{
+            state: None if kept_for is None else arguments.seconds(kept_for, f"retention.{state}")
+            for state, kept_for in kept.items()
+        }
+    )
 
 
 def _queue_names(queues: object) -> tuple[str, ...]:
@@ -774,9 +791,11 @@ def _checked_job(job: object) -> Job:
     return job
 
 
-def _checked_id(job_id: object) -> str:
+def _checked_id(job_id: object, attempted: str) -> str:
     if not isinstance(job_id, str):
         raise ValidationError(f"job_id: expected the id of a job, text as push returned it; got {shown(job_id)}")
+    if not ID.fullmatch(job_id):  # it may be the key of another entry, or no valid Unicode
+        raise JobNotFound(job_id, attempted)
     return job_id
 
 
