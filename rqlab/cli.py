@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -144,12 +144,14 @@ def worker(
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     handlers, called = _chosen_handler(handler, is_demo)
     names = queues.split(",")
+    options: dict[str, Any] = {"concurrency": concurrency, "isolation": isolation, "grace": grace}
+    _rehearse(lambda rq: rq.worker(names, handlers, **options))
     ended: Counter[Event] = Counter()
     with rqlab.open(directory, stall_timeout=stall_timeout, tick_interval=tick_interval) as rq:
         rq.on_change(lambda change: _count_run(ended, change))
         with _signals_set(threading.Event()) as shutdown:
             _say(f"worker {os.getpid()} starts: {', '.join(names)} in {directory}, handler {called}; Ctrl-C stops it")
-            rq.run_worker(names, handlers, concurrency=concurrency, isolation=isolation, shutdown=shutdown, grace=grace)
+            rq.run_worker(names, handlers, shutdown=shutdown, **options)
             did = ", ".join(f"{ended[event]} {end}" for event, end in RUN_ENDS.items() if ended[event])
             _say(f"worker {os.getpid()} stops: {did or 'it ran nothing'}")
 
@@ -193,28 +195,26 @@ def push(
 
     The directory is made if it is not there.
     """
+    options: dict[str, Any] = {
+        "priority": priority,
+        "delay": delay,
+        "max_attempts": max_attempts,
+        "backoff": backoff,
+        "backoff_delay": backoff_delay,
+        "max_backoff": max_backoff,
+        "jitter": jitter,
+        "timeout": timeout,
+        "ttl": ttl,
+        "unique_key": unique_key,
+        "on_conflict": on_conflict,
+        "tags": tag or (),
+        "metadata": _decoded(metadata, "--metadata"),
+        "remove_on_complete": remove_on_complete,
+    }
     decoded = _decoded(data, "JSON")
-    decoded_metadata = _decoded(metadata, "--metadata")
+    _rehearse(lambda rq: rq.push(queue, name, decoded, **options))
     with rqlab.open(directory) as rq:
-        job_id = rq.push(
-            queue,
-            name,
-            decoded,
-            priority=priority,
-            delay=delay,
-            max_attempts=max_attempts,
-            backoff=backoff,
-            backoff_delay=backoff_delay,
-            max_backoff=max_backoff,
-            jitter=jitter,
-            timeout=timeout,
-            ttl=ttl,
-            unique_key=unique_key,
-            on_conflict=on_conflict,
-            tags=tag or (),
-            metadata=decoded_metadata,
-            remove_on_complete=remove_on_complete,
-        )
+        job_id = rq.push(queue, name, decoded, **options)
     _say(documents.text({"id": job_id}) if as_json else job_id)
 
 
@@ -445,6 +445,12 @@ def _managing(directory: Path) -> Iterator[Queues]:
         pass
     with rqlab.open(directory) as rq:
         yield rq
+
+
+def _rehearse(call: Callable[[Queues], object]) -> None:
+    """Make the call on queues in memory first: a wrong argument is refused before a directory is made."""
+    with rqlab.memory() as rq:
+        call(rq)
 
 
 def _chosen_handler(name: str | None, is_demo: bool) -> tuple[Handlers, str]:

@@ -55,7 +55,7 @@ def status(metrics: dict[str, Any], paused: Sequence[str], active: Sequence[Job]
 
 def jobs(records: Sequence[Job], now: int) -> RenderableType:
     """One line a job: where it is, how often it failed, and what comes next."""
-    table = _table("id", "state", "job", "attempt", "when", whole=(0, 1, 3))
+    table = _table("id", "state", "job", "attempt", "when", whole=(0, 1, 3), gap=1)
     for job in records:
         attempt = f"{job.attempt}/{job.max_attempts}"
         table.add_row(job.id, _state(job), f"{job.queue}/{job.name}", attempt, _when(job, now))
@@ -123,7 +123,9 @@ def line(*cells: tuple[str, str]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """A duration in the largest unit that keeps it readable: 0.4 s, 12 s, 3.0 min, 5.2 h, 8.0 d."""
+    """A duration in a unit that keeps it readable: 4 ms, 1.5 s, 12 s, 3 min, 5.2 h, 8.0 d."""
+    if 0 < seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
     for unit, size, limit in (("s", 1, 120), ("min", 60, 7_200), ("h", 3_600, 172_800)):
         if seconds < limit:
             number = seconds / size
@@ -144,9 +146,9 @@ def spelled(text: str) -> str:
     )
 
 
-def _table(*headers: str, whole: Sequence[int] = (), right: Sequence[int] = ()) -> Table:
+def _table(*headers: str, whole: Sequence[int] = (), right: Sequence[int] = (), gap: int = 2) -> Table:
     """Columns in `whole` are never folded; the others fold rather than lose a character."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, gap, 0, 0), header_style="bold")
     for index, header in enumerate(headers):
         table.add_column(header, no_wrap=index in whole, overflow="fold", justify="right" if index in right else "left")
     return table
