@@ -21,6 +21,7 @@ from rqlab.errors import (
     RQLabError,
     ScheduleNotFound,
     StoreCorrupt,
+    StoreError,
     ValidationError,
 )
 from rqlab.job import NULL, Counts, Job, State
@@ -114,7 +115,12 @@ class Engine:
         taken: list[Job] = []
         while len(taken) < request.at_most and self.has_due(request.queues, now):
             rest = request._replace(at_most=request.at_most - len(taken)) if taken else request
-            jobs, more = self._write(lambda tx, rest=rest: _pull(tx, rest, now))  # type: ignore[misc]
+            try:
+                jobs, more = self._write(lambda tx, rest=rest: _pull(tx, rest, now))  # type: ignore[misc]
+            except StoreError:
+                if not taken:
+                    raise
+                break  # the caller must learn of the leases that it has; the next call meets the error again
             taken += jobs
             if not more:
                 break
@@ -225,24 +231,25 @@ class Engine:
 
     def requeue_all(self, queue: str, now: int) -> int:
         """Requeue all of the queue's dead-lettered jobs but those whose unique key another job now holds."""
-        start = shelf(queue, DLQ)
+        start, end = shelf(queue, DLQ), self._end_of(shelf(queue, DLQ))
 
         def work(tx: Transaction, start: str) -> tuple[int, str | None]:
-            jobs = tx.scan(start, until(shelf(queue, DLQ), now), MAX_MOVES)
+            jobs = tx.scan(start, end, MAX_MOVES)
             outcomes = [_or_error(lambda job=job: _requeue(tx, job, now)) for job in jobs]  # type: ignore[misc]
             moved = sum(isinstance(outcome, Job) for outcome in outcomes)
             return moved, place(jobs[-1]) + LAST if len(jobs) == MAX_MOVES else None
 
         return self._in_batches(work, start)
 
-    def purge(self, queue: str, state: State, before: int, now: int) -> int:
-        """Remove the queue's jobs of one finished state that finished before or at `before`."""
+    def purge(self, queue: str, state: State, before: int | None, now: int) -> int:
+        """Remove the queue's jobs of one finished state that finished by `before`; None: all that are there now."""
         start = shelf(queue, state)
-        if self.store.first(start, until(start, before)) is None:
+        end = self._end_of(start) if before is None else until(start, before)
+        if self.store.first(start, end) is None:
             return 0
 
         def work(tx: Transaction, start: str) -> tuple[int, str | None]:
-            jobs = tx.scan(start, until(start, before), MAX_MOVES)
+            jobs = tx.scan(start, end, MAX_MOVES)
             for job in jobs:
                 lifecycle.require(job, Event.PURGE)
                 tx.delete(job)
@@ -370,7 +377,7 @@ class Engine:
             heads = self.store.scan(start, ready + LAST, 1)
             if not heads:
                 break
-            oldest = heads[0].updated_at if oldest is None else min(oldest, heads[0].updated_at)
+            oldest = _due_at(heads[0]) if oldest is None else min(oldest, _due_at(heads[0]))
             start = place(heads[0])[: len(ready) + 5] + LAST
         return oldest
 
@@ -431,6 +438,11 @@ class Engine:
                 return
             start = place(jobs[-1]) + LAST
 
+    def _end_of(self, shelf: str) -> str:
+        """Behind the last job that stands on a shelf, not behind `now`: the clock that placed it may have gone back."""
+        last = self.store.scan(shelf, shelf + LAST, 1, backwards=True)
+        return place(last[0]) + LAST if last else shelf
+
     def _in_batches(self, work: Callable[[Transaction, str], tuple[int, str | None]], start: str) -> int:
         moved, following = 0, start
         while True:
@@ -481,10 +493,15 @@ def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
                     _change(tx, Event.EXPIRE, job, lifecycle.expire(job, now), now)
                 else:
                     pulled = lifecycle.pull(job, now, request.worker, request.stall_timeout)
-                    _observe(tx, queue, "wait", now - job.updated_at)
+                    _observe(tx, queue, "wait", now - _due_at(job))
                     taken.append(tx.load(_change(tx, Event.PULL, job, pulled, now)))
             moves -= len(jobs)
     return taken, moves <= 0
+
+
+def _due_at(job: Job) -> int:
+    """Since when a waiting job could have been pulled: its promotion may have come late, so that is not it."""
+    return job.updated_at if job.delay_until is None else job.delay_until
 
 
 def _promote(tx: Transaction, queue: str, now: int, limit: int) -> int:
@@ -519,7 +536,7 @@ def _change(tx: Transaction, event: Event, old: Job, new: Job, now: int) -> Job:
     else:
         tx.put(new, replacing=old)
     if old.state is ACTIVE and new.state is not ACTIVE:
-        _observe(tx, new.queue, "run", now - (old.started_at or now))
+        _observe(tx, new.queue, "run", now - (now if old.started_at is None else old.started_at))
     if new.is_finished and new.unique_key is not None:
         key = f"{UNIQUE}{new.queue}/{new.unique_key}"
         if tx.entry(key) == new.id.encode():

@@ -96,7 +96,7 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fals
     timeout: float | None = None  #: seconds one run may take
     ttl: float | None = None  #: seconds from when it was first due, after which it expires if it never started
     expires_at: int | None = None  #: that moment; cleared by the first pull
-    delay_until: int | None = None  #: when a delayed job becomes due
+    delay_until: int | None = None  #: when a delayed job becomes, or became, due; cleared by its pull
     lease_until: int | None = None  #: while active: it is stalled when this passes
     stall_timeout: float | None = None  #: seconds; while active: what a heartbeat adds to now
     unique_key: str | None = None  #: held, within the queue, until the job is finished
@@ -116,7 +116,12 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fals
 
     @property
     def data(self) -> Any:
-        """What was pushed, decoded afresh at each access: changing it changes nothing."""
+        """What was pushed, decoded afresh at each access: changing it changes nothing.
+
+        LookupError in a Change of a job with large data, which is not read again for each event.
+        """
+        if self.data_apart and self.encoded_data == NULL:
+            raise LookupError(f"this record of job {self.id} came without its large data: get({self.id!r}).data has it")
         return msgspec.json.decode(self.encoded_data)
 
     @property

@@ -103,8 +103,8 @@ def push(job: Job, job_id: str, now: int, delay: float) -> Job:
 
 
 def promote(job: Job, now: int) -> Job:
-    """A delayed job that is due joins the line, at the place of its id."""
-    return _step(job, Event.PROMOTE, WAITING, now, delay_until=None)
+    """A delayed job that is due joins the line, at the place of its id. Since when it is due stays to be seen."""
+    return _step(job, Event.PROMOTE, WAITING, now)
 
 
 def pull(job: Job, now: int, worker: str, stall_timeout: float) -> Job:
@@ -119,6 +119,7 @@ def pull(job: Job, now: int, worker: str, stall_timeout: float) -> Job:
         stall_timeout=stall_timeout,
         started_at=now,
         worker=worker,
+        delay_until=None,
         expires_at=None,
         progress=0,
     )
@@ -265,7 +266,7 @@ def _end(
     line = Delivery(
         delivery=job.deliveries,
         worker=job.worker or "",
-        started_at=job.started_at or now,
+        started_at=now if job.started_at is None else job.started_at,
         ended_at=now,
         outcome=outcome,
         error=None if error is None else cut(error, MAX_HISTORY_ERROR_BYTES),

@@ -367,8 +367,7 @@ class Queues:
         chosen = arguments.choice(state, "state", State)
         if chosen not in FINISHED:
             raise ValidationError(f"state: expected 'dlq', 'completed' or 'cancelled' to purge; got {shown(state)}")
-        now = clock.now()
-        return self._engine.purge(arguments.queue_name(queue), chosen, now, now)
+        return self._engine.purge(arguments.queue_name(queue), chosen, None, clock.now())
 
     def pause(self, queue: str) -> None:
         """Stop pulls from the queue, here and in every process, until `resume`; pushes go on. Stored."""
