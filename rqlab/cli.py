@@ -480,7 +480,7 @@ def _loaded(name: str) -> object:
                 "Start the worker in the directory that holds it, or set PYTHONPATH"
             ) from None
         raise _broken(module_name, error) from None
-    except Exception as error:  # noqa: BLE001  # whatever the user's module does wrong at import
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # whatever the user's module does wrong at import
         raise _broken(module_name, error) from None
     try:
         return attrgetter(attribute)(module)
@@ -490,7 +490,7 @@ def _loaded(name: str) -> object:
         raise ValidationError(f"handler: module {module_name!r} has no {attribute!r}{hint}") from None
 
 
-def _broken(module_name: str, error: Exception) -> ValidationError:
+def _broken(module_name: str, error: BaseException) -> ValidationError:
     """The user's module cannot be imported: which error, and where in the user's own lines."""
     trace = error.__traceback__
     where = ""

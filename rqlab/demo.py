@@ -116,7 +116,7 @@ class Walkthrough:
         with log.open("wb") as output:
             worker = self._start(arguments, stdout=output, stderr=subprocess.STDOUT)
         self.workers.append(worker)
-        self._until(lambda: log.stat().st_size > 0, "the worker starts", needs=worker)
+        self._until(lambda: b" starts: " in log.read_bytes(), "it starts", needs=worker)
         self._tell(f"worker {number} starts; stall_timeout {STALL_TIMEOUT:g} s, heartbeats every 1 s", worker.pid)
 
     def _push_job(self) -> str:
