@@ -618,6 +618,14 @@ def test_a_reader_that_has_seen_enough_is_no_error(path: Path) -> None:
 class TestWorker:
     """Real processes: they get signals, and run handlers of the current directory."""
 
+    @pytest.fixture(autouse=True)
+    def _no_worker_is_left(self) -> Iterator[None]:
+        self.started: list[subprocess.Popen[str]] = []
+        yield
+        for worker in self.started:
+            worker.kill()
+            worker.wait()
+
     def start(self, directory: Path, *arguments: object) -> "subprocess.Popen[str]":
         """A worker that has said that it starts."""
         worker = subprocess.Popen(
@@ -627,6 +635,7 @@ class TestWorker:
             text=True,
             cwd=directory,
         )
+        self.started.append(worker)
         assert worker.stdout is not None
         line = worker.stdout.readline()
         assert re.match(rf"worker {worker.pid} starts: ", line), worker.communicate()
