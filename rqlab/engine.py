@@ -32,6 +32,7 @@ from rqlab.storage.place import LAST, TIME_DIGITS, expiring, place, shelf, until
 
 T = TypeVar("T")
 
+MAX_LOOKS = 500  # records read for one reading of the oldest waiting job
 MAX_MOVES = 500  # jobs a transaction may move: others wait for the lock meanwhile, and goes on in the next
 UNIQUE = "unique/"  # + queue/key: the id of the job that holds a unique key
 PAUSED = "paused/"  # + queue: the queue is paused
@@ -370,15 +371,21 @@ class Engine:
         return self._write(work) == MAX_MOVES
 
     def oldest_waiting_at(self, queue: str) -> int | None:
-        """Since when the head of the line waits: the longest of the heads, one for each priority in use."""
+        """Since when the longest waiting job waits; too young an answer if MAX_LOOKS jobs tried before stand before it.
+
+        A line runs in push order, and no job waits since before its push. So within a priority the look ends at the
+        first job that was pushed no earlier than the longest waiting one so far waits: mostly the head itself.
+        """
         ready = shelf(queue, WAITING)
-        start, oldest = ready, None
-        for _ in range(MAX_MOVES):
-            heads = self.store.scan(start, ready + LAST, 1)
-            if not heads:
-                break
-            oldest = _due_at(heads[0]) if oldest is None else min(oldest, _due_at(heads[0]))
-            start = place(heads[0])[: len(ready) + 5] + LAST
+        start, oldest, looks, page = ready, None, 0, 1
+        while looks < MAX_LOOKS and (jobs := self.store.scan(start, ready + LAST, page)):
+            looks += len(jobs)
+            due_at = min(map(_due_at, jobs))
+            oldest = due_at if oldest is None else min(oldest, due_at)
+            newest = jobs[-1]
+            is_enough = newest.created_at >= oldest  # of this priority; on with the next one
+            start = (place(newest).rpartition("/")[0] if is_enough else place(newest)) + LAST
+            page = 1 if is_enough else 20
         return oldest
 
     # Below: what the operations share.

@@ -23,6 +23,12 @@ PLAIN = (
     "progress", "worker", "unique_key", "tags", "metadata", "backoff", "backoff_delay", "max_backoff", "jitter",
     "timeout", "ttl", "remove_on_complete",
 )  # fmt: skip
+#: The types of columns that pandas would choose by what happens to be in them: none, in an empty frame.
+TYPES = {
+    **dict.fromkeys(("priority", "attempt", "max_attempts", "deliveries"), "int64"),
+    **dict.fromkeys(("progress", "backoff_delay", "max_backoff", "jitter", "timeout", "ttl"), "float64"),
+    "remove_on_complete": "bool",
+}
 
 
 def jobs(records: Sequence[Job]) -> "pandas.DataFrame":
@@ -30,9 +36,11 @@ def jobs(records: Sequence[Job]) -> "pandas.DataFrame":
     import pandas
 
     columns = [*PLAIN, *INSTANTS]
-    frame = pandas.DataFrame([[getattr(job, column) for column in columns] for job in records], columns=columns)
+    rows = [[getattr(job, column) for column in columns] for job in records]
+    frame = pandas.DataFrame(rows, columns=columns, dtype=object).astype(TYPES)
     for instant in INSTANTS:
         frame[instant] = pandas.to_datetime(frame[instant].astype("Int64"), unit="ms", utc=True)
+        frame[instant] = frame[instant].dt.as_unit("ms")
     for column, kind in (("state", State), ("backoff", Backoff)):
         frame[column] = pandas.Categorical(frame[column].astype(str), categories=[str(member) for member in kind])
     return frame

@@ -789,6 +789,35 @@ def test_the_oldest_waiting_job_is_the_oldest_head_of_all_priorities(engine: Eng
     assert engine.oldest_waiting_at("q") == NOW - 90
 
 
+def test_jobs_that_come_back_to_the_head_of_the_line_hide_no_backlog(engine: Engine) -> None:
+    engine.push([pushing(backoff_delay=0.0) for _ in range(30)], NOW - 5_000)
+    delayed = push(engine, NOW - 5_000, delay=4.0)
+    push(engine, NOW - 3_000)
+    push(engine, NOW - 2_000)
+    jobs = pull(engine, NOW - 4_000, at_most=30)
+    engine.finish([Ending(job, Event.FAIL, error="boom") for job in jobs], None, NOW)
+    engine.promote("q", NOW)
+    assert engine.get(delayed).delay_until == NOW - 1_000
+
+    assert engine.oldest_waiting_at("q") == NOW - 3_000
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 3), st.integers(-1, 1)), max_size=60), st.integers(0, 60))
+def test_the_oldest_waiting_job_is_that_of_a_full_look(jobs: list[tuple[int, int, int]], pulled: int) -> None:
+    engine, now = Engine(MemoryStore(), lambda *key: 0.5), NOW
+    for passed, delay, priority in jobs:
+        now += passed
+        push(engine, now, delay=delay / 100, priority=priority, backoff_delay=0.0)
+    held = pull(engine, now + 7, pulled) if pulled else []
+    engine.finish([Ending(job, Event.FAIL, error="boom") for job in held[::2]], None, now + 9)
+    engine.promote("q", now + 20)
+
+    waiting = engine.jobs(["q"], [State.WAITING], None, None, 1_000)
+    since = [job.updated_at if job.delay_until is None else job.delay_until for job in waiting]
+    assert engine.oldest_waiting_at("q") == min(since, default=None)
+
+
 def test_every_total_of_the_engine_is_shown_by_the_metrics(engine: Engine) -> None:
     push(engine)
     read = Metrics(engine).refresh(NOW)["queues"]["q"]
