@@ -14,8 +14,8 @@ import msgspec
 from rqlab import arguments
 from rqlab.engine import Ending
 from rqlab.errors import DeadLetter, RetryAfter, Snooze, ValidationError
-from rqlab.job import NULL, Job
-from rqlab.lifecycle import Event
+from rqlab.job import MAX_ERROR_BYTES, MAX_LOG_LINE_BYTES, NULL, Job
+from rqlab.lifecycle import Event, cut
 
 Handler = Callable[..., Any]
 Handlers = Handler | Mapping[str, Handler]
@@ -37,13 +37,14 @@ class Report(msgspec.Struct, frozen=True, omit_defaults=True):
 class Run:
     """One delivery in the hands of an executor."""
 
-    __slots__ = ("is_lost", "is_stopped", "job", "services")
+    __slots__ = ("forgiven_until", "is_lost", "is_stopped", "job", "services")
 
     def __init__(self, job: Job, services: "Services") -> None:
         self.job = job
         self.services = services
         self.is_lost = False  #: the lease went to somebody else: its report will be dropped
         self.is_stopped = False  #: it should end: cancelled, timed out, lost or released
+        self.forgiven_until = 0  #: not timed out before this instant: its worker itself was late
 
 
 class Services(NamedTuple):
@@ -66,7 +67,8 @@ class Executor(Protocol):
     def free(self) -> int:
         """How many runs may be started now. A thread that was told to stop but still runs is not free."""
 
-    def start(self, run: Run) -> None: ...
+    def start(self, run: Run) -> None:
+        """Begin the run, and return at once. What this raises fails the attempt."""
 
     def poll(self) -> Sequence[Finished]:
         """The runs that ended since the last call, of stopped ones too."""
@@ -108,11 +110,11 @@ class Context:
     def progress(self, percent: float, message: str | None = None) -> None:
         """Store how far the run is, 0-100, and a line for the log. It is no heartbeat. LeaseLost if the job is lost."""
         checked = arguments.percent(percent)
-        self._run.services.progress(self._run, checked, None if message is None else str(message))
+        self._run.services.progress(self._run, checked, None if message is None else _line(message))
 
     def log(self, line: str) -> None:
         """Store a line in the job's log. LeaseLost if the job is lost."""
-        self._run.services.log(self._run, str(line))
+        self._run.services.log(self._run, _line(line))
 
 
 def is_async(handlers: Handlers) -> bool:
@@ -216,13 +218,17 @@ def failure(error: BaseException) -> Report:
 
 
 def described(error: BaseException) -> str:
-    """An error as `last_error` keeps it: what was raised, then where."""
-    head = "".join(traceback.format_exception_only(error)).strip()
+    """An error as `last_error` keeps it: what was raised, then where; cut to what is kept, and valid Unicode."""
     if isinstance(error, DeadLetter | RetryAfter):
-        return str(error)
+        return cut(str(error), MAX_ERROR_BYTES)
+    head = "".join(traceback.format_exception_only(error)).strip()
     frames = traceback.format_tb(error.__traceback__)
     own = [frame for frame in frames if f"{__name__.split('.')[0]}/executors" not in frame]
-    return head if not own else f"{head}\n{''.join(own).rstrip()}"
+    return cut(head if not own else f"{head}\n{''.join(own).rstrip()}", MAX_ERROR_BYTES)
+
+
+def _line(line: object) -> str:
+    return cut(str(line), MAX_LOG_LINE_BYTES)
 
 
 def _timed(error: Snooze | RetryAfter, report: Report) -> Report:

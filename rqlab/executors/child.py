@@ -14,6 +14,7 @@ from typing import Any
 from rqlab.errors import LeaseLost
 from rqlab.executors import Handlers, Run, Services, call, is_async
 from rqlab.executors.processes import (
+    TERMINAL_SIGNALS,
     Ended,
     Log,
     Progress,
@@ -21,30 +22,44 @@ from rqlab.executors.processes import (
     Said,
     Setup,
     Start,
-    Stop,
     ToParent,
     decode_to_child,
     encode,
     unpacked,
 )
+from rqlab.job import MAX_ERROR_BYTES
+from rqlab.lifecycle import cut
 
 
 def main(fd: int) -> None:
     """Serve the parent on the socket `fd` until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the parent decides what it means
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.set_inheritable(fd, False)  # what a handler starts must not keep it open when this process is gone
+    _leave_signals_to_the_parent()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a process that is killed flushes nothing
     _Child(Connection(fd)).serve()
+
+
+def _leave_signals_to_the_parent() -> None:
+    """Ctrl-C reaches the whole terminal, a service manager's SIGTERM the whole group: the parent decides what it means.
+
+    They are handled by nothing rather than ignored: what a handler starts would inherit that, and could not be ended.
+    """
+    for number in TERMINAL_SIGNALS:
+        signal.signal(number, lambda number, frame: None)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL_SIGNALS)  # held back by the parent until now
 
 
 class _Child:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._sending = threading.Lock()
+        self._asking = threading.Lock()  # a handler may ask from several threads; answers come in order
         self._starts: SimpleQueue[Run] = SimpleQueue()
         self._said: SimpleQueue[Said] = SimpleQueue()
         self._services = Services(
-            progress=lambda run, percent, message: self._ask(Progress(percent, message)),
-            log=lambda run, line: self._ask(Log(line)),
+            progress=lambda run, percent, message: self._ask(run, Progress(percent, message)),
+            log=lambda run, line: self._ask(run, Log(line)),
         )
         self._run: Run | None = None
 
@@ -54,16 +69,23 @@ class _Child:
         try:
             handlers = self._load(setup)
         except BaseException as error:  # noqa: BLE001  # whatever an import does, the parent must hear of it
-            self._send(Ready(f"{type(error).__name__}: {error}"))
+            self._send(Ready(f"{type(error).__name__}: {cut(str(error), MAX_ERROR_BYTES)}"))
             return
         self._send(Ready())
         threading.Thread(target=self._listen, name="rqlab-parent", daemon=True).start()
         while True:
-            self._run = self._starts.get()
-            self._send(Ended(call(handlers, self._run)))
+            self._run = run = self._starts.get()
+            report = call(handlers, run)
+            sys.stdout.flush()
+            with self._asking:
+                self._run = None
+            self._send(Ended(report))
 
     def _load(self, setup: Setup) -> Handlers:
         sys.path[:] = setup.paths
+        os.environ.pop("PYTHONPATH", None)
+        if setup.python_path is not None:
+            os.environ["PYTHONPATH"] = setup.python_path
         loaded = {name: unpacked(packed) for name, packed in setup.handlers.items()}
         if is_async(loaded):
             loaded = {name: _waited_for(function) for name, function in loaded.items()}
@@ -79,19 +101,18 @@ class _Child:
             match message:
                 case Start(job):
                     self._starts.put(Run(job, self._services))
-                case Stop():
-                    if self._run is not None:
-                        self._run.is_stopped = True
                 case Said():
                     self._said.put(message)
 
-    def _ask(self, message: ToParent) -> None:
-        self._send(message)
-        said = self._said.get()
-        if said.lost is not None:
-            if self._run is not None:
-                self._run.is_lost = True
-            raise LeaseLost(said.lost)
+    def _ask(self, run: Run, message: ToParent) -> None:
+        with self._asking:
+            if run is not self._run:
+                raise LeaseLost(f"the run of job {run.job.id}, delivery {run.job.deliveries}, has ended")
+            self._send(message)
+            lost = self._said.get().lost
+        if lost is not None:
+            run.is_lost = True
+            raise LeaseLost(lost)
 
     def _send(self, message: ToParent) -> None:
         with self._sending:

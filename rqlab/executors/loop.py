@@ -4,6 +4,8 @@ Heartbeats do not come from the loop, so a handler that blocks it keeps its leas
 """
 
 import asyncio
+import contextlib
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -30,6 +32,7 @@ class LoopExecutor:
         self._finished: deque[Finished] = deque()
         self._busy = 0
         self._tasks: dict[Run, asyncio.Task[Report]] = {}  # touched on the loop's thread only
+        self._context = contextvars.copy_context()  # each run gets a copy: it sees what was set before the worker began
         self._thread: threading.Thread | None = None
         if loop is None:
             loop = asyncio.new_event_loop()
@@ -41,8 +44,8 @@ class LoopExecutor:
         return self.concurrency - self._busy
 
     def start(self, run: Run) -> None:
-        self._busy += 1
         self._loop.call_soon_threadsafe(self._begin, run)
+        self._busy += 1
 
     def poll(self) -> Sequence[Finished]:
         finished = []
@@ -53,7 +56,8 @@ class LoopExecutor:
 
     def stop(self, run: Run) -> None:
         run.is_stopped = True
-        self._loop.call_soon_threadsafe(self._cancel, run)
+        with contextlib.suppress(RuntimeError):  # the application has closed its loop, and with it ended the run
+            self._loop.call_soon_threadsafe(self._cancel, run)
 
     def close(self) -> None:
         if self._thread is None:
@@ -64,7 +68,7 @@ class LoopExecutor:
             self._loop.close()
 
     def _begin(self, run: Run) -> None:
-        task = self._loop.create_task(self._call(run))
+        task = self._loop.create_task(self._call(run), context=self._context.copy())
         self._tasks[run] = task
         task.add_done_callback(lambda done: self._end(run, done))
 
@@ -90,12 +94,12 @@ class LoopExecutor:
             task.cancel()
 
     def _cancel_all(self) -> None:
-        for task in list(self._tasks.values()):
+        for task in asyncio.all_tasks(self._loop):  # of this loop of our own; a handler may have left some behind
             task.cancel()
         self._loop.call_soon(self._stop_when_idle)
 
     def _stop_when_idle(self) -> None:
-        if self._tasks:
+        if asyncio.all_tasks(self._loop):
             self._loop.call_later(0.01, self._stop_when_idle)
         else:
             self._loop.stop()

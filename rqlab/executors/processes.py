@@ -2,10 +2,11 @@
 
 A segfault, an out-of-memory kill or a handler that hogs the GIL hurts one job; a time-out or cancel really stops the
 run. Children are `python -m rqlab _child`, so a script needs no main guard. They die with their parent: each watches
-its end of the socket.
+its end of the socket. There is no word for "stop" between the two: a run that should end is killed with its child.
 """
 
 import base64
+import contextlib
 import os
 import signal
 import socket
@@ -13,10 +14,11 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 
 import cloudpickle
 import msgspec
@@ -26,14 +28,16 @@ from rqlab.executors import Finished, Handler, Handlers, Report, Run
 from rqlab.job import Job
 
 READY_SECONDS = 60.0  # for a child to import the handler's module
-END_SECONDS = 5.0  # for a killed child to be reaped
+END_SECONDS = 5.0  # for a child that has closed its connection, or was killed, to be gone
+LOOK_SECONDS = 1.0  # between two looks whether a silent child lives: what it left behind may keep its socket open
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGTERM)  # what a terminal or a service manager sends to the whole group
 
 
 class Setup(msgspec.Struct, frozen=True, tag=True):
     """Parent to child, once: where to import from, and the handlers."""
 
     paths: list[str]
-    directory: str
+    python_path: str | None  #: PYTHONPATH as the parent has it: for what a handler starts in its turn
     handlers: dict[str, str]  #: by job name, "" for a lone handler: module:qualname, or cloudpickle in base64
 
 
@@ -41,10 +45,6 @@ class Start(msgspec.Struct, frozen=True, tag=True):
     """Parent to child: run this job."""
 
     job: Job
-
-
-class Stop(msgspec.Struct, frozen=True, tag=True):
-    """Parent to child: the run should end; seen as ctx.cancelled."""
 
 
 class Said(msgspec.Struct, frozen=True, tag=True):
@@ -78,7 +78,7 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     report: Report
 
 
-ToChild = Setup | Start | Stop | Said
+ToChild = Setup | Start | Said
 ToParent = Ready | Progress | Log | Ended
 
 encode = msgspec.json.Encoder().encode
@@ -94,11 +94,13 @@ class ProcessExecutor:
 
     def __init__(self, handlers: Handlers, concurrency: int, ring: Callable[[], None]) -> None:
         self.concurrency = concurrency
-        self._setup = Setup([path or str(Path.cwd()) for path in sys.path], str(Path.cwd()), packed(handlers))
+        paths = [path or str(Path.cwd()) for path in sys.path]
+        self._setup = Setup(paths, os.environ.get("PYTHONPATH"), packed(handlers))
         self._ring = ring
         self._finished: deque[Finished] = deque()
         self._busy: dict[Run, _Child] = {}
         self._idle: list[_Child] = [self._spawn()]
+        self._refuse_what_cannot_travel(self._idle[0])
 
     def free(self) -> int:
         return self.concurrency - len(self._busy)
@@ -106,49 +108,49 @@ class ProcessExecutor:
     def start(self, run: Run) -> None:
         child = None
         while self._idle and child is None:
-            kept = self._idle.pop()
-            child = kept if kept.is_alive() else None
-        try:
-            child = child or self._spawn()
-        except (ValidationError, OSError) as error:
-            self._finished.append(
-                Finished(run, Report(event="fail", error=f"no child process could be started: {error}"))
-            )
-            self._ring()
-            return
-        self._busy[run] = child
-        child.start(run, self._end)
+            child = _fit(self._idle.pop())
+        self._busy[run] = child = child or self._spawn()
+        child.give(run)
 
     def poll(self) -> Sequence[Finished]:
         finished = []
         while self._finished:
             finished.append(self._finished.popleft())
         for run, _ in finished:
-            child = self._busy.pop(run, None)
-            if child is not None and child.is_alive():
+            child = _fit(self._busy.pop(run))
+            if child is not None:
                 self._idle.append(child)
         return finished
 
     def stop(self, run: Run) -> None:
         run.is_stopped = True
-        child = self._busy.get(run)
-        if child is not None:
-            child.kill()
+        if run in self._busy:  # a child keeps its run until `poll`, so this can hit no other run of the child
+            self._busy[run].kill()
 
     def close(self) -> None:
-        for child in [*self._idle, *self._busy.values()]:
-            child.kill()
-        for child in [*self._idle, *self._busy.values()]:
-            child.reap()
+        children = [*self._idle, *self._busy.values()]
         self._idle.clear()
-        self._busy.clear()
+        for child in children:
+            child.kill()
+        for child in children:
+            child.end()
 
     def pids(self) -> list[int]:
         """The children that are running a job now."""
         return [child.process.pid for child in self._busy.values()]
 
     def _spawn(self) -> "_Child":
-        return _Child(self._setup)
+        return _Child(self._setup, self._end)
+
+    def _refuse_what_cannot_travel(self, first: "_Child") -> None:
+        problem = first.wait_until_ready()
+        if problem is not None:
+            first.kill()
+            first.end()
+            raise ValidationError(
+                f'handler: expected one that a child process can load, for isolation="process"; got: {problem}. '
+                'Put it into a module that can be imported, or use isolation="thread"'
+            )
 
     def _end(self, run: Run, report: Report) -> None:
         self._finished.append(Finished(run, report))
@@ -156,96 +158,108 @@ class ProcessExecutor:
 
 
 class _Child:
-    """A child process and the thread that listens to it."""
+    """A child process and the thread that talks to it: a new child is at work before it is known to be ready."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, on_end: Callable[[Run, Report], None]) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            # No `start_new_session`: a child that its terminal cannot reach is harder to find. It ignores SIGINT.
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "rqlab", "_child", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(setup.paths)},
-            )
-        self._connection = Connection(ours.detach())
-        self._sending = threading.Lock()
-        self._run: Run | None = None
-        self._on_end: Callable[[Run, Report], None] | None = None
-        self._send(setup)
-        self._wait_until_ready()
-        threading.Thread(target=self._listen, name=f"rqlab-child-{self.process.pid}", daemon=True).start()
+        with ours, theirs:
+            # No `start_new_session`: a child that its terminal cannot reach is harder to find. -P: what lies in the
+            # current directory is not imported instead of what the parent would import.
+            with _held_back(TERMINAL_SIGNALS):
+                self.process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "rqlab", "_child", str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(setup.paths)},
+                )
+            self._connection = Connection(ours.detach())
+        self._on_end = on_end
+        self._runs: SimpleQueue[Run | None] = SimpleQueue()
+        self._is_dismissed = False
+        self._is_ready = threading.Event()
+        self._problem: str | None = None
+        self._thread = threading.Thread(
+            target=self._talk, args=(setup,), name=f"rqlab-child-{self.process.pid}", daemon=True
+        )
+        self._thread.start()
 
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
+    def is_fit(self) -> bool:
+        """Whether it may be given a run. One that was killed may not, even if it is not dead yet."""
+        return not self._is_dismissed and self.process.poll() is None
 
-    def start(self, run: Run, on_end: Callable[[Run, Report], None]) -> None:
-        self._run, self._on_end = run, on_end
-        self._send(Start(run.job))
+    def wait_until_ready(self) -> str | None:
+        """What keeps it from running handlers, if anything."""
+        self._is_ready.wait()
+        return self._problem
+
+    def give(self, run: Run) -> None:
+        """Run this job; `on_end` is called at its end, from another thread."""
+        self._runs.put(run)
 
     def kill(self) -> None:
+        """End it, and with it the run that it has. Its thread reaps it."""
+        self._is_dismissed = True
         self.process.kill()
+        self._runs.put(None)
 
-    def reap(self) -> None:
-        self.process.wait(END_SECONDS)
+    def end(self) -> None:
+        """Wait until a killed child, its thread and its socket are gone."""
+        self._thread.join(END_SECONDS)
 
-    def _wait_until_ready(self) -> None:
-        problem = None
+    def _talk(self, setup: Setup) -> None:
+        with self._connection:
+            self._problem = self._set_up(setup)
+            self._is_ready.set()
+            while (run := self._runs.get()) is not None:
+                self._on_end(run, self._converse(run))
+        self.process.wait()
+
+    def _set_up(self, setup: Setup) -> str | None:
         try:
-            if self._connection.poll(READY_SECONDS):
-                said = decode_to_parent(self._connection.recv_bytes())
+            self._connection.send_bytes(encode(setup))
+            if not self._connection.poll(READY_SECONDS):
+                problem: str | None = f"it was not ready within {READY_SECONDS:g} s"
+            else:
+                said = self._heard()
                 assert isinstance(said, Ready), "a child first says whether it is ready"
                 problem = said.error
-            else:
-                problem = f"it was not ready within {READY_SECONDS:g} s"
         except (EOFError, OSError):
             problem = f"it ended before it was ready: {self._how_it_ended()}"
-        if problem is not None:
+        return problem
+
+    def _converse(self, run: Run) -> Report:
+        if self._problem is not None:
             self.kill()
-            self.reap()
-            self._connection.close()
-            raise ValidationError(
-                f'handler: expected one that a child process can load, for isolation="process"; got: {problem}. '
-                'Put it into a module that can be imported, or use isolation="thread"'
-            )
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                said = decode_to_parent(self._connection.recv_bytes())
-            except (EOFError, OSError):
-                break
-            match said:
-                case Ended(report):
-                    self._end(report)
-                case Progress(percent, message):
-                    self._serve(lambda run, p=percent, m=message: run.services.progress(run, p, m))  # type: ignore[misc]
-                case Log(line):
-                    self._serve(lambda run, text=line: run.services.log(run, text))  # type: ignore[misc]
-        self._end(Report(event="fail", error=f"the process that ran the handler died: {self._how_it_ended()}"))
-        with self._sending:
-            self._connection.close()
-
-    def _serve(self, call: Callable[[Run], None]) -> None:
-        run, lost = self._run, None
-        if run is not None:
-            try:
-                call(run)
-            except LeaseLost as error:
-                lost = str(error)
-        self._send(Said(lost))
-
-    def _end(self, report: Report) -> None:
-        run, self._run = self._run, None
-        if run is not None and self._on_end is not None:
-            self._on_end(run, report)
-
-    def _send(self, message: ToChild) -> None:
+            return Report(event="fail", error=f"no child process could be started: {self._problem}")
         try:
-            with self._sending:
-                self._connection.send_bytes(encode(message))
-        except OSError:  # it has died: `_listen` sees that too, and reports the run
-            pass
+            self._connection.send_bytes(encode(Start(run.job)))
+            while True:
+                match self._heard():
+                    case Ended(report):
+                        return report
+                    case Progress(percent, message):
+                        self._say(run.services.progress, run, percent, message)
+                    case Log(line):
+                        self._say(run.services.log, run, line)
+        except (EOFError, OSError):
+            died = f"the process that ran the handler died: {self._how_it_ended()}"
+            self.kill()
+            return Report(event="fail", error=died)
+
+    def _heard(self) -> ToParent:
+        while not self._connection.poll(LOOK_SECONDS):
+            if self.process.poll() is not None and not self._connection.poll():
+                raise EOFError  # something that the handler started has inherited the other end, and lives on
+        said: ToParent = decode_to_parent(self._connection.recv_bytes())
+        return said
+
+    def _say(self, service: Callable[..., None], run: Run, *what: object) -> None:
+        lost = None
+        try:
+            service(run, *what)
+        except LeaseLost as error:
+            lost = str(error)
+        self._connection.send_bytes(encode(Said(lost)))
 
     def _how_it_ended(self) -> str:
         try:
@@ -255,6 +269,24 @@ class _Child:
         if code >= 0:
             return f"exit code {code}"
         return f"killed by signal {-code} ({signal.Signals(-code).name})"
+
+
+def _fit(child: _Child) -> _Child | None:
+    """The child, if it may be given another run; else what is left of it is cleared away."""
+    if child.is_fit():
+        return child
+    child.kill()
+    return None
+
+
+@contextlib.contextmanager
+def _held_back(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """What is started meanwhile begins with these signals blocked: none kills it before it can say otherwise."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def packed(handlers: Handlers) -> dict[str, str]:
@@ -289,7 +321,10 @@ def unpacked(packed: str) -> Handler:
 
 
 def _found(module: str, qualname: str) -> Handler | None:
-    found: object = import_module(module)
+    try:
+        found: object = import_module(module)
+    except ImportError:
+        return None
     for part in qualname.split("."):
         found = getattr(found, part, None)
     return found if callable(found) else None

@@ -29,12 +29,12 @@ class ThreadExecutor:
         return self.concurrency - self._busy
 
     def start(self, run: Run) -> None:
-        self._busy += 1
-        if len(self._threads) < min(self._busy, self.concurrency):
+        if len(self._threads) < min(self._busy + 1, self.concurrency):
             name = f"{self._name}-run-{len(self._threads) + 1}"
             thread = threading.Thread(target=self._serve, name=name, daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
+        self._busy += 1
         self._todo.put(run)
 
     def poll(self) -> Sequence[Finished]:
