@@ -60,32 +60,31 @@ class Worker:
         self.clock = clock  #: the instant inside a run, for its progress and logs: `step` is not there to pass it
         self._services = Services(self._progress, self._log)
         self._unstored: list[tuple[Run, Ending]] = []  #: reports that the store has not taken yet
-        self._failures = 0
+        self._failures = 0  #: in a row
+        self._failing_since = 0  #: when the first of them was
         self._look_at = 0
         self._seen = -1
         self._check_at = 0
         self._checked = -1
         self._expected_at: int | None = None
-        self._judge_from = 0
         self._now = 0
 
     def step(self, now: int) -> int | None:
         """Report what ended, pull and start what there is room for. None when it has stopped."""
-        self._be_fair_when_late(now)
-        if self.is_releasing:
-            self._release(now)
+        self._notice_the_clock(now)
         self._drop_lost(now)
         self._collect(now)
+        if self.is_releasing:
+            self._release()
         try:
-            started = self._report_and_pull(now)
+            again_at = now if self._report_and_pull(now) else now + POLL_MS
+            self._failures = 0
         except RQLabError as error:
-            self._expected_at = self._retry_at(now, error)
-            return self._expected_at
-        self._failures = 0
+            again_at = self._retry_at(now, error)
         if self.is_stopping and not self.runs and not self._unstored:
             return None
-        self._expected_at = now if started else now + POLL_MS
-        return self._expected_at
+        self._expected_at = again_at
+        return again_at
 
     def beat(self, now: int) -> int:
         """Keep the leases of the runs in flight; when to call again."""
@@ -113,20 +112,21 @@ class Worker:
 
     # The parts of a step.
 
-    def _be_fair_when_late(self, now: int) -> None:
-        """A step that comes late proves nothing about the runs: time-outs get one more heartbeat interval."""
+    def _notice_the_clock(self, now: int) -> None:
+        """A step that comes late proves nothing about the runs: a time-out gets one more heartbeat interval, once."""
         if now < self._now:  # the wall clock went back: instants noted before are no use
-            self._look_at = self._check_at = self._judge_from = 0
+            self._look_at = self._check_at = 0
+            self._failing_since = now
             self._expected_at = None
         self._now = now
         stall_ms = milliseconds(self.stall_timeout)
-        if self._expected_at is not None and now - self._expected_at > stall_ms // 2 and now >= self._judge_from:
-            self._judge_from = now + stall_ms // 3
-
-    def _release(self, now: int) -> None:
-        for run in list(self.runs.values()):
-            self._give_up(run)
-            self._unstored.append((run, Ending(run.job, Event.RELEASE)))
+        if self._expected_at is None or now - self._expected_at <= stall_ms // 2:
+            return
+        forgiven_until = now + stall_ms // 3
+        for run in self.runs.values():
+            timeout_at = run.job.timeout_at
+            if timeout_at is not None and timeout_at < forgiven_until and not run.forgiven_until:
+                run.forgiven_until = forgiven_until
 
     def _drop_lost(self, now: int) -> None:
         """Runs that hold their jobs no more: told, stopped where possible, and their reports dropped."""
@@ -156,12 +156,23 @@ class Worker:
             self._look_at = now  # there is room again
             if self.runs.get(run.job.id) is run:
                 self._unstored.append((run, report.ending(run.job)))
-        ended = {id(run) for run, _ in self._unstored}
-        for run in list(self.runs.values()):
+        for run in self._in_flight():
             timeout_at = run.job.timeout_at
-            if timeout_at is not None and max(timeout_at, self._judge_from) <= now and id(run) not in ended:
-                self._give_up(run)
-                self._unstored.append((run, Ending(run.job, Event.TIME_OUT)))
+            if timeout_at is not None and max(timeout_at, run.forgiven_until) <= now:
+                self._break_off(run, Event.TIME_OUT)
+
+    def _release(self) -> None:
+        for run in self._in_flight():
+            self._break_off(run, Event.RELEASE)
+
+    def _in_flight(self) -> list[Run]:
+        """The runs that have not ended: those whose reports only wait for the store are not stopped any more."""
+        ended = {id(run) for run, _ in self._unstored}
+        return [run for run in self.runs.values() if id(run) not in ended]
+
+    def _break_off(self, run: Run, event: Event) -> None:
+        self._give_up(run)
+        self._unstored.append((run, Ending(run.job, event)))
 
     def _report_and_pull(self, now: int) -> bool:
         """Store the endings and pull the next jobs in one commit; whether there may be more to do at once."""
@@ -177,8 +188,10 @@ class Worker:
                 self._note(run, ending, outcome)
             self._look_at = now
         elif room and self._should_look(now):
+            self._look_at = now  # also if the pull fails
             jobs = self.engine.pull(request, now)
-            self._look_at = now if jobs else self._next_look(now)
+            if not jobs:
+                self._look_at = self._next_look(now)
         else:
             return False
         for job in jobs:
@@ -202,7 +215,12 @@ class Worker:
     def _start(self, job: Job) -> None:
         run = Run(job, self._services)
         self.runs[job.id] = run
-        self.executor.start(run)
+        try:
+            self.executor.start(run)
+        except Exception as error:
+            log.exception("%s could not start job %s, delivery %d", self.name, *_which(run))
+            reason = f"its worker could not start it: {type(error).__name__}: {error}"
+            self._unstored.append((run, Ending(job, Event.FAIL, error=reason)))
 
     def _note(self, run: Run, ending: Ending, outcome: Job | RQLabError) -> None:
         if self.runs.get(run.job.id) is run:
@@ -223,9 +241,23 @@ class Worker:
 
     def _retry_at(self, now: int, error: RQLabError) -> int:
         log.warning("%s could not reach the store, and tries again: %s", self.name, error)
+        if not self._failures:
+            self._failing_since = now
+        if self.is_stopping and now - self._failing_since >= milliseconds(self.stall_timeout):
+            self._forget_unstored()
         pause = RETRY_MS[min(self._failures, len(RETRY_MS) - 1)]
         self._failures += 1
         return now + pause
+
+    def _forget_unstored(self) -> None:
+        """The leases have ended while the store refused: a worker that was told to stop need not wait any longer."""
+        for run, ending in self._unstored:
+            log.error(
+                "%s gives up: the %s of job %s, delivery %d, is not stored", self.name, ending.event, *_which(run)
+            )
+            if self.runs.get(run.job.id) is run:
+                del self.runs[run.job.id]
+        self._unstored = []
 
     # What a run's context asks.
 
