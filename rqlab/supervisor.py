@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rqlab import clock
 from rqlab.clock import Bell
+from rqlab.errors import ValidationError
 from rqlab.executors import Executor
 from rqlab.housekeeping import Housekeeper
 from rqlab.job import milliseconds
@@ -86,7 +87,8 @@ class Supervisor:
 class Running:
     """A worker under way: driven by the wall clock until it is told to stop. A context manager, sync and async.
 
-    `make(loop)` builds the worker and its executor once it is known which event loop, if any, async handlers run on.
+    `make(bell, loop)` builds the worker and its executor once it is known which event loop, if any, async handlers run
+    on.
     """
 
     def __init__(
@@ -105,8 +107,9 @@ class Running:
         self._grace = grace
         self._bell = Bell()
         self._requests = 0  #: how often it was asked to stop
-        self._release_at: int | None = None
-        self._thread: threading.Thread | None = None
+        self._release_at: float | None = None  #: by the monotonic clock
+        self._thread: threading.Thread | None = None  #: the one that drives it
+        self._watch: _Watch | None = None
         self._worker: Worker | None = None
         self._executor: Executor | None = None
         self._ended = threading.Event()
@@ -118,8 +121,9 @@ class Running:
 
     def run(self) -> None:
         """Drive it in this thread until it has stopped; in the main thread, SIGINT and SIGTERM stop it."""
-        self._begin(None)
         with self._signals():
+            self._begin(None)
+            self._thread = threading.current_thread()
             self._drive()
 
     def start(self, loop: "asyncio.AbstractEventLoop | None" = None) -> None:
@@ -132,14 +136,14 @@ class Running:
         """Stop it and wait for the end: of its runs, or of the grace."""
         self.stop()
         if self._thread is not None:
-            self._thread.join()
+            self._ended.wait()
 
     def abandon(self) -> None:
         """Stop it now: its runs are released."""
         self._requests += 2
         self._bell.ring()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(JOIN_SECONDS)
+        if self._thread not in (None, threading.current_thread()):
+            self._ended.wait(JOIN_SECONDS)
 
     def __enter__(self) -> "Running":
         self.start()
@@ -157,11 +161,20 @@ class Running:
     async def __aexit__(self, *error: object) -> None:
         import asyncio
 
-        await asyncio.to_thread(self.finish)
+        try:
+            await asyncio.to_thread(self.finish)
+        except asyncio.CancelledError:  # the application will not wait: let go while its loop still runs
+            self.stop()
+            raise
 
     def _begin(self, loop: "asyncio.AbstractEventLoop | None") -> None:
-        self._worker, self._executor = self._make(self._bell, loop)
-        self._watch_shutdown(loop)
+        if inspect.isawaitable(self._shutdown):
+            self._watch = _Watch(self._shutdown, loop, self.stop)
+        try:
+            self._worker, self._executor = self._make(self._bell, loop)
+        except BaseException:
+            self._end_watch()
+            raise
         self._observers.add_bell(self._bell)
         self._supervisor.add(self._worker)
 
@@ -171,10 +184,11 @@ class Running:
         try:
             clock.run(self._step, self._bell)
         finally:
-            self._ended.set()
+            self._end_watch()
             self._observers.remove_bell(self._bell)
             self._supervisor.remove(self._worker)
             self._executor.close()
+            self._ended.set()
 
     def _step(self, now: int) -> int | None:
         worker = self._worker
@@ -184,8 +198,8 @@ class Running:
         if self._requests and not worker.is_stopping:
             worker.stop()
             if self._grace is not None:
-                self._release_at = now + milliseconds(self._grace)
-        if self._requests > 1 or (self._release_at is not None and now >= self._release_at):
+                self._release_at = clock.monotonic() + self._grace
+        if self._requests > 1 or (self._release_at is not None and clock.monotonic() >= self._release_at):
             worker.release()
         try:
             return worker.step(now)
@@ -197,27 +211,9 @@ class Running:
         is_set = getattr(self._shutdown, "is_set", None)
         return is_set is not None and bool(is_set())
 
-    def _watch_shutdown(self, loop: "asyncio.AbstractEventLoop | None") -> None:
-        """An awaitable is waited for on the loop it belongs to, or on one of its own."""
-        awaitable = self._shutdown
-        if not inspect.isawaitable(awaitable):
-            return
-        import asyncio
-
-        home = loop or getattr(awaitable, "get_loop", lambda: None)()
-        if home is not None:
-            asyncio.run_coroutine_threadsafe(self._stop_after(awaitable), home)
-        else:
-            waiting = threading.Thread(
-                target=asyncio.run, args=(self._stop_after(awaitable),), name="rqlab-shutdown", daemon=True
-            )
-            waiting.start()
-
-    async def _stop_after(self, awaitable: Awaitable[object]) -> None:
-        try:
-            await awaitable
-        finally:
-            self.stop()
+    def _end_watch(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -225,17 +221,70 @@ class Running:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number in before:
-            signal.signal(number, self._on_signal)
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # None: it was not set from Python, which cannot set it again; the default is the nearest to it.
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _on_signal(self, number: int, frame: object) -> None:
         self.stop()
+
+
+class _Watch:
+    """Waits for an awaitable on the event loop it belongs to, or on one of its own, and then calls `then`."""
+
+    def __init__(
+        self, awaitable: Awaitable[object], loop: "asyncio.AbstractEventLoop | None", then: Callable[[], None]
+    ) -> None:
+        self._awaitable = awaitable
+        self._then = then
+        self._cancel: Callable[[], object] = lambda: None
+        self._is_over = False
+        get_loop = getattr(awaitable, "get_loop", None)  # a future can be waited for on its own loop only
+        home: asyncio.AbstractEventLoop | None = loop if get_loop is None else get_loop()
+        if home is None:
+            threading.Thread(target=self._run, name="rqlab-shutdown", daemon=True).start()
+        elif home.is_closed():
+            raise ValidationError(
+                f"shutdown: expected something that can be awaited; the loop of {awaitable!r} is closed"
+            )
+        else:
+            home.call_soon_threadsafe(self._begin, home)
+
+    def end(self) -> None:
+        """Wait no more. What was waited for goes on, if it is somebody else's."""
+        self._is_over = True
+        with contextlib.suppress(RuntimeError):  # its loop is closed
+            self._cancel()
+
+    def _run(self) -> None:
+        import asyncio
+
+        asyncio.run(self._wait())
+
+    def _begin(self, home: "asyncio.AbstractEventLoop") -> None:
+        self._task = home.create_task(self._wait())  # kept: a loop holds its tasks weakly
+
+    async def _wait(self) -> None:
+        import asyncio
+
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None, "it runs in a task"
+        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        if self._is_over:
+            task.cancel()
+        awaitable = self._awaitable
+        try:
+            await (asyncio.shield(awaitable) if asyncio.isfuture(awaitable) else awaitable)
+        except asyncio.CancelledError:
+            pass  # ended from here, or what was waited for was cancelled: in both cases it is over
+        except Exception:
+            log.exception("shutdown %r failed: its worker stops", awaitable)
+        finally:
+            self._then()
 
 
 class _Thread:
