@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from rqlab.engine import MAX_MOVES, Engine, Push
-from rqlab.errors import RQLabError
+from rqlab.errors import RQLabError, StoreCorrupt
 from rqlab.job import State, milliseconds
 from rqlab.schedule import Schedule
 
@@ -66,7 +66,6 @@ class Housekeeper:
             except Exception:
                 self.errors += 1
                 log.exception("housekeeping could not %s; it tries again at the next tick", name)
-        self.clock_went_back = False
         self.due_at = now + self.tick_ms
         return self.due_at
 
@@ -80,9 +79,7 @@ class Housekeeper:
     # Duties.
 
     def promote(self, now: int, judged_until: int) -> None:
-        for queue in self.engine.store.queues():
-            while self.engine.promote(queue, now):
-                pass
+        self._in_each_queue(lambda queue: self.engine.promote(queue, now))
 
     def fire(self, now: int, judged_until: int) -> None:
         while self.engine.fire(now, lambda schedule, tick: self.make(schedule, tick, now)):
@@ -90,22 +87,20 @@ class Housekeeper:
 
     def shorten(self, now: int, judged_until: int) -> None:
         if self.clock_went_back:
-            for queue in self.engine.store.queues():
-                self.engine.shorten(queue, now)
+            self._in_each_queue(lambda queue: self.engine.shorten(queue, now))
+            self.clock_went_back = False
 
     def recover(self, now: int, judged_until: int) -> None:
-        for queue in self.engine.store.queues():
-            more = True
-            while more:
-                recovered = self.engine.recover(queue, judged_until, now)
-                more = len(recovered) == MAX_MOVES
-                for job in recovered:
-                    log.warning("%s/%s %s %s; it is %s", job.queue, job.name, job.id, job.last_error, job.state)
+        def move(queue: str) -> bool:
+            recovered = self.engine.recover(queue, judged_until, now)
+            for job in recovered:
+                log.warning("%s/%s %s %s; it is %s", job.queue, job.name, job.id, job.last_error, job.state)
+            return len(recovered) == MAX_MOVES
+
+        self._in_each_queue(move)
 
     def expire(self, now: int, judged_until: int) -> None:
-        for queue in self.engine.store.queues():
-            while self.engine.expire(queue, now):
-                pass
+        self._in_each_queue(lambda queue: self.engine.expire(queue, now))
 
     def refresh(self, now: int, judged_until: int) -> None:
         self.refresh_metrics(now)
@@ -113,17 +108,32 @@ class Housekeeper:
     def sweep(self, now: int, judged_until: int) -> None:
         if self.sweep_at is not None and now < self.sweep_at:
             return
-        self.sweep_at = now + milliseconds(SWEEP_SECONDS)
         retention = self.retention()
         kept_seconds = {
             State.COMPLETED: retention.completed,
             State.CANCELLED: retention.cancelled,
             State.DLQ: retention.dlq,
         }
-        for queue in self.engine.store.queues():
+
+        def remove(queue: str) -> None:
             for state, seconds in kept_seconds.items():
                 if seconds is not None:
                     self.engine.purge(queue, state, now - milliseconds(seconds), now)
+
+        self._in_each_queue(remove)
+        self.sweep_at = now + milliseconds(SWEEP_SECONDS)
+
+    def _in_each_queue(self, move: Callable[[str], bool | None]) -> None:
+        """Do this in each queue, again while it says that there may be more. A damaged queue holds up no other."""
+        damage: StoreCorrupt | None = None
+        for queue in self.engine.store.queues():
+            try:
+                while move(queue):
+                    pass
+            except StoreCorrupt as error:
+                damage = error
+        if damage is not None:
+            raise damage
 
 
 Duty = Callable[[Housekeeper, int, int], None]
