@@ -17,7 +17,7 @@ import msgspec
 
 from rqlab import clock
 from rqlab.engine import LISTED
-from rqlab.errors import FormatTooNew, RQLabError, StoreCorrupt
+from rqlab.errors import RQLabError, StoreError
 from rqlab.job import State
 from rqlab.queues import SETTINGS_KEY
 from rqlab.storage.disk import SETTINGS, SQLITE_VERSION, Condition, ReadOnlyStore
@@ -67,7 +67,9 @@ def examine(path: Path, now: int) -> list[Finding]:
     around = [sqlite(), disk(path), fsync(path)]
     try:
         store = ReadOnlyStore(path)
-    except (StoreCorrupt, FormatTooNew) as error:
+    except StoreError as error:
+        if not (path / "cache.db").is_file():
+            raise
         return [*around, Finding("file", Verdict.WRONG, str(error), {})]
     with closing(store):
         return around + [_isolated(name, check, Look(path, store, now)) for name, check in CHECKS.items()]

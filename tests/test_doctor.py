@@ -148,6 +148,21 @@ def test_a_directory_of_a_newer_rqlab_is_wrong_and_says_what_to_do(path: Path) -
     assert "upgrade rqlab" in examined(path)["file"].says
 
 
+def test_a_file_that_cannot_be_opened_is_a_finding_beside_what_lies_around_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise StoreError(f"cannot read {path}: attempt to write a readonly database")
+
+    monkeypatch.setattr(doctor, "ReadOnlyStore", refuse)
+
+    findings = examined(path)
+
+    assert list(findings) == ["sqlite", "file system", "fsync", "file"]
+    assert findings["file"].verdict is Verdict.WRONG
+    assert "attempt to write a readonly database" in findings["file"].says
+
+
 def test_settings_that_somebody_changed_are_wrong(path: Path) -> None:
     tamper(path, "UPDATE Settings SET value = 'least-recently-stored' WHERE key = 'eviction_policy'")
 
