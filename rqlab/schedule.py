@@ -50,7 +50,6 @@ FAR = 2 * 86_400_000  # milliseconds; no clock jumps by more than a day, nor (si
 
 EPOCH = datetime(1970, 1, 1)
 MILLISECOND = timedelta(milliseconds=1)
-MINUTE = 60_000  # milliseconds
 
 
 class Schedule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -281,9 +280,8 @@ def _instant(zone: ZoneInfo, reading: int, fold: int) -> int:
 
 def _next_match(cron: str, reading: int) -> int:
     """The next reading the cron names, by the calendar alone; ValueError if there is none in 50 years."""
-    minute = EPOCH + (reading - reading % MINUTE) * MILLISECOND
     calendar = copy(_calendar(cron))  # get_next moves its object on, and threads share this one
-    match = calendar.get_next(datetime, start_time=minute)
+    match = calendar.get_next(datetime, start_time=EPOCH + reading * MILLISECOND)
     return int((match - EPOCH) // MILLISECOND)
 
 

@@ -204,6 +204,13 @@ def test_an_hourly_cron_ticks_only_where_the_clock_of_lord_howe_shows_the_full_h
     ]
 
 
+def test_a_repeated_midnight_months_ahead_is_found_at_its_first_pass() -> None:
+    zone = "America/Havana"
+    a_schedule = schedule(cron="30 * 3 11 *", timezone=zone, now=at("2024-01-15", zone))
+
+    assert local(a_schedule.next_at or 0, zone) == "2024-11-03T00:30-04:00"
+
+
 def test_a_cron_asked_in_the_second_pass_waits_for_the_next_day() -> None:
     second_pass = at("2024-10-27T02:15", "Europe/Berlin", fold=1)
 
@@ -285,10 +292,16 @@ def values(field: str, low: int, high: int) -> set[int]:
 
 
 def matcher(cron: str) -> Callable[[datetime], bool]:
-    """Whether a local time matches; a day matches by date or by weekday if the cron names both."""
+    """Whether a local time matches; a day matches by date or by weekday if the cron names both.
+
+    To name all weekdays beside a step of days, as in `*/2 * 0-6`, or the reverse, is to name no weekday: so Vixie's
+    cron and croniter.
+    """
     texts = cron.split()
     minutes, hours, days, months, weekdays = (values(text, *limits) for text, limits in zip(texts, LIMITS, strict=True))
-    either = texts[2] != "*" and texts[4] != "*"
+    names_date = texts[2] != "*" and not (len(days) == 31 and "*" in texts[4])
+    names_weekday = texts[4] != "*" and not (len(weekdays) == 7 and "*" in texts[2])
+    either = names_date and names_weekday
 
     def matches(when: datetime) -> bool:
         by_date, by_weekday = when.day in days, when.isoweekday() % 7 in weekdays
@@ -634,10 +647,11 @@ def test_nothing_is_due_before_the_tick_and_the_schedule_is_the_same_object() ->
     assert after is a_schedule
 
 
+@pytest.mark.parametrize("late", [0, 400])
 @pytest.mark.parametrize("catch_up", sorted(CATCH_UP))
 @pytest.mark.parametrize("when", [{"cron": "* * * * *"}, {"every": 60}])
-def test_a_tick_on_time_gets_one_job_whatever_catch_up(catch_up: str, when: dict[str, Any]) -> None:
-    now = NOON + MINUTE + 400
+def test_a_tick_on_time_gets_one_job_whatever_catch_up(catch_up: str, when: dict[str, Any], late: int) -> None:
+    now = NOON + MINUTE + late
 
     ticks, after = due(schedule(catch_up=catch_up, **when), now)
 
@@ -698,6 +712,15 @@ def test_none_drops_a_lone_tick_only_when_it_is_more_than_a_minute_late(when: di
 
     assert due(a_schedule, tick + MISSED_AFTER)[0] == (tick,)
     assert due(a_schedule, tick + MISSED_AFTER + 1)[0] == ()
+
+
+def test_a_dropped_tick_is_not_the_last_one_that_pushed_a_job() -> None:
+    _, served = due(schedule(catch_up="none", every=600), NOON + 10 * MINUTE)
+
+    ticks, after = due(served, NOON + 35 * MINUTE)
+
+    assert ticks == ()
+    assert (after.executions, after.last_at) == (1, NOON + 10 * MINUTE)
 
 
 def test_none_drops_a_tick_whose_successor_is_due_too() -> None:
@@ -881,6 +904,15 @@ def test_a_schedule_comes_back_from_json_as_it_went_in() -> None:
 
         assert back == a_schedule
         assert same_definition(back, a_schedule)
+
+
+def test_computing_a_tick_leaves_the_calendar_that_threads_share_as_it_was() -> None:
+    a_schedule = schedule(cron="0 0 * * *")
+    before = schedule_module._calendar("0 0 * * *").get_current()
+
+    next_tick(a_schedule, NOON + 5 * DAY)
+
+    assert schedule_module._calendar("0 0 * * *").get_current() == before
 
 
 def test_importing_schedule_does_not_import_croniter() -> None:
