@@ -235,4 +235,4 @@ def shown(value: object) -> str:
         said = repr(value)
     except Exception as error:  # noqa: BLE001  # a hostile or broken __repr__ must not hide the real mistake
         said = f"<unprintable: {type(error).__name__}>"
-    return f"{said[:80]}{'…' if len(said) > 80 else ''} ({type(value).__name__})"
+    return f"{said[:100]}{'…' if len(said) > 100 else ''} ({type(value).__name__})"

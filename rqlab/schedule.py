@@ -25,6 +25,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from msgspec.structs import replace
 
+from rqlab import arguments
 from rqlab.errors import ValidationError
 
 #: What the first tick is.
@@ -44,7 +45,6 @@ ALIASES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "
 
 MISSED_AFTER = 60_000  # milliseconds; a slow commit is not downtime, and the unit of cron is the minute
 MIN_EVERY = 0.001  # seconds; instants are whole milliseconds
-MAX_EVERY = 100 * 365.25 * 86_400  # seconds, a hundred years: longer is a mistake in the unit
 MAX_EXECUTIONS = 2**53  # the largest count that every JSON reader keeps exact
 FAR = 2 * 86_400_000  # milliseconds; no clock jumps by more than a day, nor (since 2000) twice within a week
 
@@ -114,11 +114,13 @@ def new(
         job_name=job_name,
         options=options,
         cron=None if cron is None else _checked_cron(cron, now),
-        every=None if every is None else _checked_every(every),
+        every=None if every is None else arguments.seconds(every, "every", at_least=MIN_EVERY),
         timezone=timezone,
         first=_checked_choice("first", first, FIRST),
         catch_up=_checked_choice("catch_up", catch_up, CATCH_UP),
-        max_executions=_checked_max_executions(max_executions),
+        max_executions=None
+        if max_executions is None
+        else arguments.whole(max_executions, "max_executions", 1, MAX_EXECUTIONS),
         anchor_at=now,
         created_at=now,
         updated_at=now,
@@ -327,26 +329,15 @@ def _checked_cron(cron: object, now: int) -> str:
     return cron
 
 
-def _checked_every(every: Any) -> float:
-    number = every.total_seconds() if isinstance(every, timedelta) else every
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not MIN_EVERY <= number <= MAX_EVERY:
-        raise _unexpected("every", "seconds or a timedelta, 0.001 s to 100 years", every)
-    return math.ceil(round(number * 1000, 6)) / 1000  # rounded first: 16.1 s is 16100 ms, not 16101
-
-
 def _checked_choice(what: str, value: str, table: dict[str, str]) -> str:
     if isinstance(value, str) and value in table:
         return value
     raise _unexpected(what, " or ".join(f"{key!r} ({meaning})" for key, meaning in table.items()), value)
 
 
-def _checked_max_executions(value: int | None) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (is_count and 1 <= value <= MAX_EXECUTIONS):
-        raise _unexpected("max_executions", "a whole number from 1 to 2**53, or None for no end", value)
-    return value
+def _checked_max_executions(value: object) -> int | None:
+    return None if value is None else arguments.whole(value, "max_executions", 1, MAX_EXECUTIONS)
 
 
 def _unexpected(what: str, expected: str, came: object, why: str = "") -> ValidationError:
-    return ValidationError(f"{what}: expected {expected}; got {came!r:.100} ({type(came).__name__}){why}")
+    return ValidationError(f"{what}: expected {expected}; got {arguments.shown(came)}{why}")

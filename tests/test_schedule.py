@@ -524,7 +524,7 @@ def test_an_unknown_timezone_is_refused_by_name(zone: Any) -> None:
     ],
 )
 def test_an_interval_that_is_no_duration_is_refused(every: Any) -> None:
-    with pytest.raises(ValidationError, match=r"every: expected seconds or a timedelta, .*; got ") as refusal:
+    with pytest.raises(ValidationError, match=r"every: expected a duration in seconds or a timedelta, .*; got ") as refusal:
         schedule(every=every)
 
     assert repr(every)[:100] in str(refusal.value)
@@ -552,12 +552,12 @@ def test_an_interval_is_kept_in_seconds_rounded_up_to_the_millisecond(every: Any
         ("first", ["now"], "'wait'.* or 'now'"),
         ("catch_up", "some", "'one'.* or 'all'.* or 'none'"),
         ("catch_up", True, "'one'.* or 'all'.* or 'none'"),
-        ("max_executions", 0, "a whole number from 1"),
-        ("max_executions", -1, "a whole number from 1"),
-        ("max_executions", True, "a whole number from 1"),
-        ("max_executions", 1.0, "a whole number from 1"),
-        ("max_executions", "3", "a whole number from 1"),
-        ("max_executions", 2**64, "a whole number from 1"),
+        ("max_executions", 0, "a whole number, 1"),
+        ("max_executions", -1, "a whole number, 1"),
+        ("max_executions", True, "a whole number, 1"),
+        ("max_executions", 1.0, "a whole number, 1"),
+        ("max_executions", "3", "a whole number, 1"),
+        ("max_executions", 2**64, "a whole number, 1"),
     ],
 )
 def test_other_arguments_are_refused_with_what_was_expected_and_what_came(what: str, value: Any, expected: str) -> None:
