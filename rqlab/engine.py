@@ -7,7 +7,7 @@ together in one transaction: the record, its unique key, the counters, and the n
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -63,7 +63,7 @@ BUCKETS_MS = tuple(int(bound * 1000) for bound in BUCKETS)
 LISTED = (WAITING, DELAYED, ACTIVE, COMPLETED, DLQ, CANCELLED)
 
 
-class Push(NamedTuple):
+class Push(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A job to push, as the front door has checked it."""
 
     job: Job  #: without an id and without instants
@@ -71,7 +71,7 @@ class Push(NamedTuple):
     return_holder: bool = False  #: on a unique key that is held: give its holder's id instead of raising
 
 
-class Pull(NamedTuple):
+class Pull(msgspec.Struct, frozen=True, gc=False):
     """What a worker asks for."""
 
     queues: tuple[str, ...]  #: the first is served first
@@ -80,7 +80,7 @@ class Pull(NamedTuple):
     stall_timeout: float  #: seconds; of the leases it gets
 
 
-class Ending(NamedTuple):
+class Ending(msgspec.Struct, frozen=True, gc=False):
     """How a run ended, as its worker reports it."""
 
     job: Job
@@ -115,7 +115,7 @@ class Engine:
         """Up to `request.at_most` jobs, leased. Looks first without the lock, so an idle worker never takes it."""
         taken: list[Job] = []
         while len(taken) < request.at_most and self.has_due(request.queues, now):
-            rest = request._replace(at_most=request.at_most - len(taken)) if taken else request
+            rest = replace(request, at_most=request.at_most - len(taken)) if taken else request
             try:
                 jobs, more = self._write(lambda tx, rest=rest: _pull(tx, rest, now))  # type: ignore[misc]
             except StoreError:
@@ -320,7 +320,7 @@ class Engine:
                 ticks, after = due(decode_schedule(value), now, moves)
                 for tick in ticks:
                     push, job_id = make(after, tick)
-                    _push(tx, push._replace(return_holder=True), job_id, now)
+                    _push(tx, replace(push, return_holder=True), job_id, now)
                 _put_schedule(tx, after)
                 moves -= max(len(ticks), 1)
             return moves <= 0

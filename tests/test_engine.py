@@ -569,7 +569,7 @@ def test_on_conflict_return_gives_the_holder_and_stores_nothing(engine: Engine) 
     before = counters(engine)
     wanted, job_id = pushing(unique_key="k1")
 
-    assert engine.push([(wanted._replace(return_holder=True), job_id)], NOW) == [holder]
+    assert engine.push([(msgspec.structs.replace(wanted, return_holder=True), job_id)], NOW) == [holder]
     assert counters(engine) == before
 
 
@@ -583,7 +583,9 @@ def test_a_key_twice_in_one_push_is_a_duplicate_and_nothing_is_stored(engine: En
 
 def test_a_key_twice_in_one_push_may_give_the_first_of_them(engine: Engine) -> None:
     pushes = [pushing(unique_key="k1"), pushing(), pushing(unique_key="k1")]
-    first, other, again = engine.push([(each._replace(return_holder=True), job_id) for each, job_id in pushes], NOW)
+    first, other, again = engine.push(
+        [(msgspec.structs.replace(each, return_holder=True), job_id) for each, job_id in pushes], NOW
+    )
 
     assert (first, other, again) == (pushes[0][1], pushes[1][1], pushes[0][1])
     assert counts(engine) == {"waiting": 2}
