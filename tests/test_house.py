@@ -62,7 +62,8 @@ def test_only_the_clock_reads_a_clock_and_only_the_front_door_draws_numbers(file
         "import time", "from time import monotonic", "import random", "from secrets import token_hex", "import uuid",
         "from rqlab import clock", "from rqlab.clock import now", "import datetime\ndatetime.datetime.now()",
         "from datetime import datetime, UTC\ndatetime.now(UTC)", "import os\nos.urandom(8)",
-        "def f():\n    import time as t", "from datetime import date\ndate.today()", "from os import urandom\nurandom(8)",
+        "def f():\n    import time as t", "from datetime import date\ndate.today()",
+        "from os import urandom\nurandom(8)",
     ],
 )  # fmt: skip
 def test_the_look_for_clocks_would_notice(planted: str) -> None:
