@@ -117,7 +117,6 @@ class Worker:
         if now < self._now:  # the wall clock went back: instants noted before are no use
             self._look_at = self._check_at = 0
             self._failing_since = now
-            self._expected_at = None
         self._now = now
         stall_ms = milliseconds(self.stall_timeout)
         if self._expected_at is None or now - self._expected_at <= stall_ms // 2:

@@ -492,6 +492,37 @@ def test_a_worker_goes_on_when_the_wall_clock_jumps(
     assert [run.job.id for run in hand.running] == [second]
 
 
+def test_a_run_is_told_of_its_cancel_and_a_delayed_job_starts_though_the_wall_clock_went_back(engine: Engine) -> None:
+    hand = HandExecutor(2)
+    worker = new_worker(engine, hand)
+    job_id, delayed = push(engine), push(engine, delay=1.0)
+    worker.step(NOW)
+    drive(worker, NOW, NOW + 500)
+
+    drive(worker, NOW - 3_600_000, NOW - 3_600_000 + 100)
+    engine.cancel(job_id, NOW - 3_599_900)
+    drive(worker, NOW - 3_599_900, NOW - 3_599_800)
+
+    assert [run.job.id for run in hand.stopped] == [job_id]
+    drive(worker, NOW + 1_000, NOW + 1_000 + POLL_MS)
+    assert [run.job.id for run in hand.running] == [delayed]
+
+
+def test_a_lost_run_whose_report_waits_for_the_store_is_counted_once(
+    engine: Engine, store: StubbornStore, worker: Worker, hand: HandExecutor
+) -> None:
+    job_id = push(engine)
+    worker.step(NOW)
+    hand.end(hand.running[0])
+    store.refusals = [StoreBusy("busy")]
+    worker.step(NOW + 10)
+    engine.cancel(job_id, NOW + 20)
+
+    drive(worker, NOW + 60, NOW + 500)
+
+    assert worker.outcomes == Counter(lost=1)
+
+
 def test_a_worker_that_was_told_to_stop_finishes_its_runs_and_pulls_no_more(
     engine: Engine, worker: Worker, hand: HandExecutor
 ) -> None:
