@@ -62,9 +62,10 @@ class DuplicateKey(RQLabError):
     """Another job that is not finished holds this unique key; its id is `job_id`."""
 
     def __init__(self, queue: str, unique_key: str, job_id: str, attempted: str = "push") -> None:
+        remedy = 'pass on_conflict="return" to get its id instead' if attempted == "push" else "cancel that one first"
         super().__init__(
             f"cannot {attempted} into {queue!r}: unique_key {unique_key!r} is held by job {job_id} until that job "
-            'is completed, dead-lettered or cancelled; pass on_conflict="return" to get its id instead'
+            f"is completed, dead-lettered or cancelled; {remedy}"
         )
         self.queue = queue
         self.unique_key = unique_key

@@ -8,6 +8,7 @@ import random
 import re
 import socket
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -150,7 +151,7 @@ class Queues:
         store.listener = self._observers.take
         self._metrics = Metrics(self._engine)
         self._supervisor = Supervisor(self._housekeeper())
-        self._running: set[Running] = set()
+        self._running: weakref.WeakSet[Running] = weakref.WeakSet()  # those under way keep themselves alive
         self._closing = threading.Lock()
         self._is_closed = False
 
@@ -517,6 +518,7 @@ class Queues:
     def tick(self) -> None:
         """One housekeeping pass, now: promote, fire, time out, recover, expire, refresh, sweep."""
         self._refuse_if_read_only()
+        self._refuse_if_closed()  # a duty's error is logged, not raised
         self._housekeeper().step(clock.now())
 
     # The directory.
@@ -533,6 +535,7 @@ class Queues:
 
     def flush(self) -> None:
         """A barrier: when it returns, everything stored so far is as safe as the mode can make it."""
+        self._refuse_if_closed()
         self._store.flush()
 
     def close(self) -> None:

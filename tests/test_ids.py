@@ -3,6 +3,7 @@
 import os
 import random
 import threading
+import time
 import uuid
 
 import pytest
@@ -74,14 +75,20 @@ def test_ids_rise_whatever_the_clock_says(instants: list[int]) -> None:
 
 
 def test_ids_of_many_threads_are_all_different_and_rise_in_each() -> None:
-    source = ids()
+    chance = random.Random(7)
+
+    def restless_bits(bits: int) -> int:
+        time.sleep(0)  # lets another thread in, in the middle of a draw
+        return chance.getrandbits(bits)
+
+    source = Ids(restless_bits)
     drawn: list[list[str]] = [[] for _ in range(8)]
     start = threading.Barrier(8)
 
     def draw(into: list[str]) -> None:
         start.wait()
         for number in range(2_000):
-            into.append(source.draw(NOW + number // 500))
+            into.append(source.draw(NOW + number // 20))
 
     threads = [threading.Thread(target=draw, args=(into,)) for into in drawn]
     for thread in threads:

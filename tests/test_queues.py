@@ -117,6 +117,7 @@ def test_a_duplicate_names_its_holder(rq: rqlab.Queues) -> None:
     with pytest.raises(DuplicateKey, match=holder) as refused:
         rq.push("q", "n", unique_key="k")
     assert (refused.value.job_id, refused.value.queue, refused.value.unique_key) == (holder, "q", "k")
+    assert "on_conflict" in str(refused.value)
     assert rq.push("q", "n", unique_key="k", on_conflict="return") == holder
     assert rq.push_many("q", [{"name": "n", "unique_key": k, "on_conflict": "return"} for k in ("k", "l", "l")])[0] == (
         holder
@@ -1063,7 +1064,9 @@ def test_close_is_idempotent_and_everything_after_it_is_refused(rq: rqlab.Queues
         lambda: rq.drain("q", print),
         lambda: rq.run_worker("q", print),
         lambda: rq.worker("q", print),
-        lambda: rq.start_housekeeping(),
+        rq.start_housekeeping,
+        rq.tick,
+        rq.flush,
     ]
     for call in calls:
         with pytest.raises(StoreError, match="closed"):
