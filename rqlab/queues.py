@@ -570,9 +570,9 @@ class Queues:
     ) -> Push:  # fmt: skip
         """Only what differs from its default is looked at: at 150 000 pushes a second the others would cost a third."""
         options: dict[str, Any] = {}
-        if priority != 0 or isinstance(priority, bool):
+        if priority != 0 or type(priority) is not int:
             options["priority"] = arguments.whole(priority, "priority", MIN_PRIORITY, MAX_PRIORITY)
-        if max_attempts != 3:
+        if max_attempts != 3 or type(max_attempts) is not int:
             options["max_attempts"] = arguments.whole(max_attempts, "max_attempts", 1, MAX_ATTEMPTS)
         if backoff != "exponential":
             options["backoff"] = arguments.choice(backoff, "backoff", Backoff)

@@ -363,8 +363,8 @@ def test_a_number_may_be(what: str, values: list[Any]) -> None:
 @pytest.mark.parametrize(
     ("what", "values"),
     [
-        ("priority", [-32_769, 32_768, 10**5_000, 1.5, "1", True, False, math.nan, None]),
-        ("max_attempts", [0, -1, 2**31, 1.5, "3", True, False, math.nan, math.inf, None]),
+        ("priority", [-32_769, 32_768, 10**5_000, 0.0, 1.5, "1", True, False, math.nan, None]),
+        ("max_attempts", [0, -1, 2**31, 3.0, 1.5, "3", True, False, math.nan, math.inf, None]),
         ("jitter", [-0.1, 1.1, math.nan, math.inf, "0.2", True, False, None, 1j]),
         ("backoff", ["quadratic", "", None, 1, True, "FIXED", ["fixed"]]),
         ("on_conflict", ["ignore", "", None, True, 0, ["raise"], "RAISE"]),
