@@ -494,6 +494,34 @@ def test_leases_of_other_stall_timeouts_are_left_alone(engine: Engine, keeper: H
     assert engine.get(job_id).lease_until == NOW + 3600 * SECOND
 
 
+def test_what_a_late_tick_forgave_does_not_last_until_the_old_time_is_reached_again(
+    engine: Engine, keeper: Housekeeper
+) -> None:
+    keeper.step(NOW)
+    keeper.step(NOW + 60 * SECOND)  # late
+    back = NOW - 3600 * SECOND
+    job_id = push(engine, now=back)
+    pull(engine, now=back)
+
+    for second in range(31):
+        keeper.step(back + second * SECOND)
+
+    assert engine.get(job_id).attempt == 1
+
+
+def test_leases_are_looked_through_only_when_the_clock_may_have_gone_back(
+    engine: Engine, keeper: Housekeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(engine)
+    looks: list[int] = []
+    monkeypatch.setattr(engine, "shorten", lambda queue, now: looks.append(now))
+
+    for second in (0, 1, 2, -100, -99, -98):
+        keeper.step(NOW + second * SECOND)
+
+    assert looks == [NOW, NOW - 100 * SECOND]
+
+
 def test_work_goes_on_at_once_after_the_wall_clock_went_back(engine: Engine) -> None:
     keeper = new_keeper(engine, Retention(cancelled=1.0))
     keeper.step(NOW)
