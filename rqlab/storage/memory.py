@@ -103,13 +103,18 @@ class MemoryStore:
             return sorted(queue for queue, counters in self._counters.items() if counters)
 
     def changed(self) -> int:
-        return self._version
+        with self._lock:
+            self._refuse_or_undo()
+            return self._version
 
     def flush(self) -> None:
         """Nothing here is ever safe from the end of the process, so there is nothing to wait for."""
+        with self._lock:
+            self._refuse_or_undo()
 
     def close(self) -> None:
-        self._closed = True
+        with self._lock:
+            self._closed = True
 
     def _refuse_or_undo(self) -> None:
         if self._closed:
