@@ -4,8 +4,9 @@ The only file that knows diskcache and SQLite. It must hold these together:
 
 - One process, one SQLite connection, under one lock: an open transaction is then visible to every thread.
 - Callers that wait at the same time share one commit. One of them, the leader, runs everybody's work in one transaction
-  and hands each its own result or error (group commit). An interrupt may hit the leader anywhere; what it leaves is
-  kept in `_batch`, and whoever comes next settles it: rolls back, or hands out what was committed.
+  and hands each its own result or error (group commit). An interrupt may hit the leader anywhere. So locks and the
+  transaction are held by `with` and `finally` that end in C, where none can come between; and what was committed is
+  kept in `_batch` until it is handed out, if need be by whoever comes next.
 - Between processes, whoever writes, checkpoints or closes holds `flock` on `write.lock`. SQLite's own busy handler
   sleeps up to 100 ms between looks, and starves.
 - Only bytes and text, inside SQLite: nothing is ever unpickled, nothing lives in a file that nobody fsyncs.
@@ -17,10 +18,11 @@ import sqlite3
 import sys
 import threading
 import urllib.parse
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import diskcache
 import msgspec
@@ -37,11 +39,12 @@ from rqlab.errors import (
 )
 from rqlab.job import NULL, Job
 from rqlab.storage import FORMAT, Transaction
-from rqlab.storage.locks import Lock, network_file_system, own
+from rqlab.storage.locks import Lock, file_error, network_file_system, own
 from rqlab.storage.place import LAST, place
 from rqlab.storage.staging import Staged
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 SETTINGS = {
     "eviction_policy": "none",  # diskcache evicts by default; a queue never forgets
@@ -60,10 +63,11 @@ DATA_APART_BYTES = 4 * 1024  # larger data is written once, not at every heartbe
 MAX_BATCH = 500  # callers a commit; the others are the next leader's
 TAKE_OVER_SECONDS = 0.02  # a waiting caller looks whether the leader is gone (it was interrupted); else it is woken
 FOREIGN_WRITER_SECONDS = 1.0  # SQLite's own wait; only a program that is not rqlab can hold its lock
-BULK = 8  # from here on one executemany is faster than diskcache's set, row by row (2.1 times at 100 rows)
+BULK = 8  # rows, or callers a commit: from here on our own upsert, not diskcache's set (2.1 times as fast at 100 rows)
 COUNTERS = "queue/"  # + queue: the key, and the place, of a queue's counters
 DATA = "payload/"  # + job id: data that is kept apart
 FORMAT_KEY = "rqlab/format"
+DATABASE = "cache.db"  # diskcache's name for it
 MAX_COMPLAINTS = 10  # of a damaged file; more say no more
 SQLITE_VERSION = sqlite3.sqlite_version
 
@@ -72,6 +76,14 @@ UPSERT = (
     "INSERT INTO Cache(key, raw, store_time, access_time, tag, mode, value) VALUES (?, 1, 0, 0, ?, 1, ?)"
     " ON CONFLICT(key, raw) DO UPDATE SET tag = excluded.tag, value = excluded.value"
 )
+
+CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
+BESIDE_A_WRITER = "readonly_shm=1"
+STILL = "immutable=1"
+
+_looking = threading.Lock()  # held by whichever view of this process is looking
+_open_stores: "weakref.WeakSet[DiskStore]" = weakref.WeakSet()
+_views: "weakref.WeakSet[ReadOnlyStore]" = weakref.WeakSet()
 
 _encode = msgspec.json.Encoder().encode
 _decode_job = msgspec.json.Decoder(Job).decode
@@ -103,16 +115,10 @@ class _Cache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
 
     def __init__(self, directory: str, connection: sqlite3.Connection) -> None:
         self._connection = connection
-        self._pid = os.getpid()
         super().__init__(directory, timeout=FOREIGN_WRITER_SECONDS, disk=_Bytes, **SETTINGS)
 
     @property
     def _con(self) -> sqlite3.Connection:
-        if os.getpid() != self._pid:
-            raise StoreError(
-                f"these queues were opened by process {self._pid}, this is its fork {os.getpid()}: "
-                "SQLite connections do not survive a fork; open the directory again in the child"
-            )
         return self._connection
 
 
@@ -146,61 +152,51 @@ class _Call:
 
 
 class _Batch:
-    """One transaction in the making: what is needed to finish it, or to undo it, from wherever it stopped."""
+    """One transaction in the making, and what came of it."""
 
-    __slots__ = ("began", "calls", "changes", "counters", "error")
+    __slots__ = ("calls", "changes", "committed", "counters", "error", "stored")
 
     def __init__(self, calls: list[_Call]) -> None:
         self.calls = calls
         self.counters: dict[str, dict[str, int]] = {}
         self.changes: list[Any] = []
-        self.began = False
+        self.stored = False  #: there is something to commit
+        self.committed: list[sqlite3.Cursor] = []  #: not empty: it is on the disk
         self.error: RQLabError | None = None  #: the transaction itself failed: everybody's error
 
 
 class _Reads:
-    """What can be asked of a directory, each on the one connection under its lock."""
+    """What can be asked of a directory."""
 
-    def _reading(self) -> contextlib.AbstractContextManager["_Raw"]:
+    def _read(self, ask: Callable[Concatenate["_Raw", P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         raise NotImplementedError
 
     def get(self, job_id: str) -> Job | None:
-        with self._reading() as raw:
-            return raw.get(job_id)
+        return self._read(_Raw.get, job_id)
 
     def load(self, job: Job) -> Job:
-        if not job.data_apart:
-            return job
-        with self._reading() as raw:
-            return raw.load(job)
+        return self._read(_Raw.load, job) if job.data_apart else job
 
     def first(self, start: str, end: str) -> str | None:
-        with self._reading() as raw:
-            return raw.first(start, end)
+        return self._read(_Raw.first, start, end)
 
     def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
-        with self._reading() as raw:
-            return raw.scan(start, end, limit, backwards=backwards)
+        return self._read(_Raw.scan, start, end, limit, backwards=backwards)
 
     def entry(self, key: str) -> bytes | None:
-        with self._reading() as raw:
-            return raw.entry(key)
+        return self._read(_Raw.entry, key)
 
     def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
-        with self._reading() as raw:
-            return raw.entries(start, end, limit)
+        return self._read(_Raw.entries, start, end, limit)
 
     def counters(self, queue: str) -> Mapping[str, int]:
-        with self._reading() as raw:
-            return raw.counters(queue)
+        return self._read(_Raw.counters, queue)
 
     def count(self, start: str, end: str) -> int:
-        with self._reading() as raw:
-            return raw.count(start, end)
+        return self._read(_Raw.count, start, end)
 
     def queues(self) -> list[str]:
-        with self._reading() as raw:
-            return raw.queues()
+        return self._read(_Raw.queues)
 
 
 class DiskStore(_Reads):
@@ -221,31 +217,32 @@ class DiskStore(_Reads):
     ) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
         self.path = Path(path)
-        self._make_directory(allow_network)
-        self._owner = own(self.path, durability, exclusive)
-        self._write_lock = Lock(self.path / "write.lock", busy_timeout)
-        self._lead = threading.Lock()  # held by the leader
+        self._pid = os.getpid()
+        self._lead = threading.RLock()  # held by the leader, and by whoever needs the directory alone
         self._lock = threading.Lock()  # held by whoever uses the connection
         self._line: deque[_Call] = deque()
-        self._leading = False  # a hint: the leader is at work, waiting callers will be woken
         self._batch: _Batch | None = None
         self._version = 0
         self._closed = False
         self._raw = _Raw()
+        self._make_directory(allow_network)
+        self._owner = own(self.path, durability, exclusive)
         try:
+            self._write_lock = Lock(self.path / "write.lock", busy_timeout)
             self._open()
         except BaseException:
             self._owner.close()
-            self._write_lock.close()
             raise
 
     # Group commit.
 
     def write(self, work: Callable[[Transaction], T]) -> T:
+        self._refuse_if_closed()  # before any lock: in a fork a thread that is not there may hold them
         call = _Call(work)
-        self._line.append(call)
         try:
-            self._wait(call)
+            self._line.append(call)
+            while not call.done:
+                self._wait(call)
         finally:
             call.done = True  # if the caller was interrupted: nobody waits for this any more
         if call.error is not None:
@@ -254,18 +251,36 @@ class DiskStore(_Reads):
         return result
 
     def _wait(self, call: _Call) -> None:
-        while not call.done:
-            if self._leading and not call.wake.acquire(timeout=TAKE_OVER_SECONDS) and self._leading:
-                continue
-            with self._lead:  # a lock in C: an interrupt leaves it either held by this block or free
-                if call.done:
-                    return
-                self._leading = True
-                try:
-                    self._run_line()
-                finally:
-                    self._leading = False
-            self._call_next()
+        """Lead, or wait until a leader has done this call: it wakes us, or is gone after an interrupt."""
+        if not self._lead_if_free(call):
+            call.wake.acquire(timeout=TAKE_OVER_SECONDS)
+
+    def _lead_if_free(self, call: _Call) -> bool:
+        """Nobody queues for the lead: who was served meanwhile would have to wait for it to get away."""
+        try:
+            if not self._lead.acquire(blocking=False):
+                return False
+            if not call.done:
+                self._lead_line()
+        finally:
+            try:  # noqa: SIM105  # nothing that an interrupt could hit may come before this release
+                self._lead.release()
+            except RuntimeError:
+                pass  # we have not got it
+        self._call_next()
+        return True
+
+    def _lead_line(self) -> None:
+        try:
+            self._write_lock.acquire()
+            with self._lock:
+                self._run_line()
+        except RQLabError as error:
+            _hand_out_error(list(self._line), error)
+        except sqlite3.Error as error:  # of a ROLLBACK, once more
+            _hand_out_error(list(self._line), _ours(error, self.path))
+        finally:
+            self._write_lock.release()
 
     def _call_next(self) -> None:
         while self._line:
@@ -279,44 +294,31 @@ class DiskStore(_Reads):
                 continue
 
     def _run_line(self) -> None:
-        """Be the leader: run everybody's work in one transaction, then hand out what came of it."""
+        """Run everybody's work in one transaction, then hand out what came of it."""
+        self._refuse_if_closed()
+        self._settle()
         calls = [call for call in list(self._line)[:MAX_BATCH] if not call.done]
-        try:
-            self._refuse_if_closed()
-            self._write_lock.acquire()
-        except RQLabError as error:
-            _hand_out_error(calls, error)
-            return
-        try:
-            with self._lock:
-                try:
-                    self._settle()
-                    self._batch = _Batch(calls)
-                    self._run(self._batch)
-                finally:
-                    self._settle_whatever_comes()
-        finally:
-            self._write_lock.release()
+        if calls:
+            self._batch = _Batch(calls)
+            self._run(self._batch)
+            self._settle()
 
     def _run(self, batch: _Batch) -> None:
         sql = self._connection.execute
         try:
-            if self._connection.in_transaction:  # a rollback that failed; nothing of it may be committed
-                sql("ROLLBACK")
-            sql("BEGIN IMMEDIATE")
-            batch.began = True
-            self._raw.pending = batch.counters
-            self._cache._txn_id = threading.get_ident()  # diskcache's set and delete join this transaction
-            for call in batch.calls:
-                self._run_work(call, batch)
-            for queue, counters in batch.counters.items():
-                key = COUNTERS + queue
-                self._cache.set(key, _encode(counters), tag=key)
-            sql("COMMIT")
-        except (sqlite3.Error, diskcache.Timeout) as error:
+            with self._connection:  # in C: whatever ends this block, an interrupt too, ends in COMMIT or ROLLBACK
+                sql("BEGIN IMMEDIATE")
+                self._raw.pending = batch.counters
+                self._cache._txn_id = threading.get_ident()  # diskcache's set and delete join this transaction
+                for call in batch.calls:
+                    self._run_work(call, batch)
+                for queue, counters in batch.counters.items():
+                    key = COUNTERS + queue
+                    self._cache.set(key, _encode(counters), tag=key)
+                # One call into C: no interrupt comes between the commit and the note that it was done.
+                batch.committed.extend(map(sql, ("COMMIT",)))
+        except Exception as error:  # noqa: BLE001  # everybody's, and raised there
             batch.error = _ours(error, self.path)
-        finally:
-            self._cache._txn_id = None
 
     def _run_work(self, call: _Call, batch: _Batch) -> None:
         staged = Staged(self._raw)
@@ -324,6 +326,7 @@ class DiskStore(_Reads):
             call.result = call.work(staged)
             call.error = None
             rows, gone = _rows(staged)
+            totals = self._totals(staged, batch.counters)
         except sqlite3.Error:
             raise
         except Exception as error:  # noqa: BLE001  # it is the caller's, and raised there
@@ -331,55 +334,49 @@ class DiskStore(_Reads):
             return
         for key in gone:
             self._cache.delete(key)
-        self._store(rows)
-        self._count(staged.tallies, batch.counters)
+        self._store(rows, in_bulk=len(batch.calls) >= BULK or len(rows) >= BULK)
+        batch.counters.update(totals)
         batch.changes += staged.changes
+        batch.stored = batch.stored or not staged.is_empty
 
-    def _store(self, rows: list[tuple[str, bytes, str | None]]) -> None:
-        if len(rows) < BULK:
+    def _store(self, rows: list[tuple[str, bytes, str | None]], in_bulk: bool) -> None:
+        if in_bulk:
+            self._connection.executemany(UPSERT, ((key, tag, value) for key, value, tag in rows))
+        else:
             for key, value, tag in rows:
                 self._cache.set(key, value, tag=tag)
-        else:
-            self._connection.executemany(UPSERT, ((key, tag, value) for key, value, tag in rows))
 
-    def _count(self, tallies: dict[tuple[str, str], int], totals: dict[str, dict[str, int]]) -> None:
-        for (queue, name), amount in tallies.items():
+    def _totals(self, staged: Staged, before: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+        """The counters of the queues that this work touched, as they are after it."""
+        totals: dict[str, dict[str, int]] = {}
+        for (queue, name), amount in staged.tallies.items():
             counters = totals.get(queue)
             if counters is None:
-                counters = totals[queue] = dict(self._raw.counters(queue))
+                counters = totals[queue] = dict(before.get(queue) or self._raw.counters(queue))
             counters[name] = counters.get(name, 0) + amount
+        return totals
 
     def _settle(self) -> None:
-        """Finish a batch from wherever it stopped. Idempotent; the caller holds `_lock`."""
+        """Hand out what came of the last batch, wherever its leader was interrupted. The caller holds `_lock`.
+
+        A batch that was neither committed nor failed has left nothing: its calls are still in the line.
+        """
+        if self._connection.in_transaction:  # a ROLLBACK that failed: nothing of it may be seen, or committed
+            self._connection.execute("ROLLBACK")
         batch = self._batch
         if batch is None:
             return
-        undone = self._connection.in_transaction
-        if undone:
-            try:
-                self._connection.execute("ROLLBACK")
-            except sqlite3.Error as error:
-                batch.error = batch.error or _ours(error, self.path)
+        self._raw.pending = {}
+        self._cache._txn_id = None
         if batch.error is not None:
             _hand_out_error(batch.calls, batch.error)
-        elif batch.began and not undone:
+        elif batch.committed:
             self._hand_out(batch)
-        self._raw.pending = {}
         self._batch = None
 
-    def _settle_whatever_comes(self) -> None:
-        """Settle even if interrupts keep coming; the last one is raised when all is settled."""
-        interrupt: BaseException | None = None
-        while self._batch is not None:
-            try:
-                self._settle()
-            except BaseException as another:  # noqa: BLE001  # raised again below
-                interrupt = another
-        if interrupt is not None:
-            raise interrupt
-
     def _hand_out(self, batch: _Batch) -> None:
-        self._version += 1
+        if batch.stored:
+            self._version += 1
         changes, batch.changes = batch.changes, []
         if changes and self.listener is not None:
             self.listener(changes)
@@ -388,27 +385,25 @@ class DiskStore(_Reads):
             call.nudge()
 
     def changed(self) -> int:
-        with self._reading() as raw:
-            (version,) = raw.sql("PRAGMA data_version").fetchone()
-            return int(version) + self._version
+        return self._read(_Raw.data_version) + self._version
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator["_Raw"]:
+    def _read(self, ask: Callable[Concatenate["_Raw", P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Ask while nobody else uses the connection.
+
+        Not a context manager written in Python: an interrupt as it begins or ends would leave the lock held.
+        """
+        self._refuse_if_closed()
         with self._lock:
-            self._refuse_if_closed()
-            self._settle()
             try:
-                yield self._raw
+                self._refuse_if_closed()
+                self._settle()
+                return ask(self._raw, *args, **kwargs)
             except sqlite3.Error as error:
-                raise _ours(error, self.path) from error
+                raise _ours(error, self.path, "read") from error
 
     # The directory's life.
 
     def _make_directory(self, allow_network: bool) -> None:
-        try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
-        except OSError as error:
-            raise StoreError(f"cannot make the directory {self.path}: {error.strerror or error}") from error
         kind = network_file_system(self.path)
         if kind is not None and not allow_network:
             raise StoreError(
@@ -416,186 +411,230 @@ class DiskStore(_Reads):
                 "WAL holds between machines. Use a local disk; if one machine alone uses it, pass "
                 "allow_network_filesystem=True"
             )
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
+        except OSError as error:
+            raise file_error(f"cannot make the directory {self.path}", error) from error
+        if (self.path / DATABASE).is_file():  # look before anything is touched: it may not be ours
+            ReadOnlyStore(self.path, may_be_empty=True).close()
 
     def _open(self) -> None:
-        self._write_lock.acquire()
+        """Let diskcache set itself up in one transaction: a power cut in the middle leaves nothing half made."""
         connection = None
         try:
-            connection = sqlite3.connect(
-                self.path / "cache.db", timeout=FOREIGN_WRITER_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            check_format(connection, self.path)
-            self._connection = connection
-            self._raw.sql = connection.execute
-            self._prepare(connection)
+            with _looking:  # taken before write.lock, as views do
+                self._write_lock.acquire()
+                for view in list(_views):  # SQLite would give this process's writer a view's read-only shared memory
+                    view.let_go()
+                connection = sqlite3.connect(
+                    self.path / DATABASE, timeout=FOREIGN_WRITER_SECONDS, isolation_level=None, check_same_thread=False
+                )
+                self._connection = connection
+                self._raw.sql = connection.execute
+                check_format(self._raw, self.path, may_be_empty=True)
+                _set_pragmas(connection)
+            with connection:
+                connection.execute("BEGIN IMMEDIATE")
+                self._cache = _Cache(str(self.path), connection)
+                self._cache._txn_id = threading.get_ident()
+                if self._cache.get(FORMAT_KEY) is None:
+                    self._cache.set(FORMAT_KEY, b"%d" % FORMAT)
+                self._cache._txn_id = None
+            _open_stores.add(self)
         except (sqlite3.Error, diskcache.Timeout) as error:
             raise _ours(error, self.path, "open") from error
         finally:
-            if not hasattr(self, "_cache") and connection is not None:
+            if connection is not None and self not in _open_stores:
                 connection.close()
             self._write_lock.release()
-
-    def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Let diskcache set itself up in one transaction: a power cut in the middle leaves nothing half made.
-
-        diskcache sets a pragma only where it differs, and some cannot be set inside a transaction: so they come first.
-        """
-        for key, value in SETTINGS.items():
-            if key.startswith("sqlite_"):
-                connection.execute(f"PRAGMA {key.removeprefix('sqlite_')} = {value}").fetchall()
-        if sys.platform == "darwin":  # there, fsync does not reach the platter
-            connection.execute("PRAGMA fullfsync = 1")
-            connection.execute("PRAGMA checkpoint_fullfsync = 1")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            cache = _Cache(str(self.path), connection)
-            cache._txn_id = threading.get_ident()
-            if cache.get(FORMAT_KEY) is None:
-                cache.set(FORMAT_KEY, b"%d" % FORMAT)
-            cache._txn_id = None
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        self._cache = cache
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StoreError(f"the queues in {self.path} are closed: open them again")
-        self._cache._con  # noqa: B018  # refuses in a fork
+        _refuse_in_a_fork(self._pid)
 
     def flush(self) -> None:
         """Every write is on the disk before it returns, so there is nothing to wait for."""
+        self._refuse_if_closed()
 
     def vacuum(self) -> None:
         """Give the space of removed jobs back to the file system. Others wait meanwhile."""
-        self._alone("VACUUM")
+        self._alone("VACUUM", CHECKPOINT)  # what VACUUM has written is in the log until then
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database file and empty it."""
-        self._alone("PRAGMA wal_checkpoint(TRUNCATE)")
+        self._alone(CHECKPOINT)
+
+    def _alone(self, *statements: str) -> None:
+        self._refuse_if_closed()
+        with self._lead:
+            try:
+                self._refuse_if_closed()
+                self._write_lock.acquire()
+                for statement in statements:
+                    self._read(_Raw.run, statement)
+            finally:
+                self._write_lock.release()
 
     def backup(self, target: Path) -> None:
         """Copy the database, as it is at one instant, into a new directory; writers go on meanwhile."""
         self._refuse_if_closed()
-        if target.exists() and any(target.iterdir()):
-            raise StoreError(f"cannot back up to {target}: expected a directory that is new or empty; it has files")
+        unfinished = target / "cache.db-unfinished"
         try:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if any(found != unfinished for found in target.iterdir()):
+                raise StoreError(f"cannot back up to {target}: expected a directory that is new or empty; it has files")
+            unfinished.unlink(missing_ok=True)
             with (
-                contextlib.closing(connect_read_only(self.path)) as source,
-                contextlib.closing(sqlite3.connect(target / "cache.db")) as copy,
+                contextlib.closing(_connect_read_only(self.path, BESIDE_A_WRITER)) as source,
+                contextlib.closing(sqlite3.connect(unfinished)) as copy,
             ):
                 source.backup(copy)
+            unfinished.rename(target / DATABASE)
             _fsync_directory(target)
         except OSError as error:
-            raise StoreError(f"cannot back up to {target}: {error}") from error
+            raise file_error(f"cannot back up to {target}", error) from error
         except sqlite3.Error as error:
             raise _ours(error, target, "back up to") from error
 
-    def _alone(self, statement: str) -> None:
-        with self._lead:
-            self._refuse_if_closed()
-            self._write_lock.acquire()
-            try:
-                with self._reading() as raw:
-                    raw.sql(statement).fetchall()
-            finally:
-                self._write_lock.release()
-
     def close(self) -> None:
+        if os.getpid() != self._pid:
+            return  # a fork has nothing of it to let go: the locks and the connection are its parent's
         with self._lead:
             if self._closed:
                 return
-            self._refuse_if_closed()
-            self._write_lock.acquire()  # the last to close writes the log back into the database
             try:
+                # The last to close writes the log back. Where the lock stays busy, others are there to do that.
+                with contextlib.suppress(StoreBusy):
+                    self._write_lock.acquire()
                 with self._lock:
                     self._settle()
-                    self._closed = True
-                    self._connection.close()
             finally:
+                self._closed = True
+                self._connection.close()
                 self._write_lock.close()
                 self._owner.close()
 
 
 class ReadOnlyStore(_Reads):
-    """A look at a directory beside whoever uses it: sees what is on the disk, writes nothing.
+    """A look at a directory beside whoever uses it: sees what is on the disk, writes nothing, not even its `-shm`.
+
+    While there is a write-ahead log, SQLite reads beside its writer through shared memory that it may not change. There
+    is none after a clean close; then the file is complete, and stays as it is while we share `write.lock`: each look
+    opens it anew as immutable. (SQLite's plain `mode=ro` makes both files, leaves them, and fails where it may not.)
 
     Raises StoreError if there is no rqlab directory at `path`: looking creates nothing.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], busy_timeout: float = 30.0, *, may_be_empty: bool = False) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
         self.path = Path(path)
-        self._lock = threading.Lock()
+        self._pid = os.getpid()
         self._closed = False
-        if not (self.path / "cache.db").is_file():
-            raise StoreError(f"cannot read {self.path}: expected a directory that rqlab has made; found none")
-        try:
-            self._connection = connect_read_only(self.path)
-            check_format(self._connection, self.path, must_exist=True)
-        except sqlite3.Error as error:
-            raise _ours(error, self.path, "read") from error
+        self._connection: sqlite3.Connection | None = None  # beside a writer; a still file is opened at each look
         self._raw = _Raw()
-        self._raw.sql = self._connection.execute
+        self._log = self.path / f"{DATABASE}-wal"
+        if not (self.path / DATABASE).is_file():
+            raise StoreError(f"cannot read {self.path}: expected a directory that rqlab has made; found none")
+        self._write_lock = Lock(self.path / "write.lock", busy_timeout, only_look=True)
+        _views.add(self)
+        try:
+            self._read(lambda raw: check_format(raw, self.path, may_be_empty))
+        except BaseException:
+            self.close()
+            raise
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         raise StoreError(f"{self.path} was opened with read_only=True: open it without to change anything")
 
     def changed(self) -> int:
-        with self._reading() as raw:
-            return int(raw.sql("PRAGMA data_version").fetchone()[0])
+        version = self._read(_Raw.data_version)  # it counts while one connection lives
+        return version if self._connection is not None else -(self.path / DATABASE).stat().st_mtime_ns
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator["_Raw"]:
-        with self._lock:
+    def _read(self, ask: Callable[Concatenate["_Raw", P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        _refuse_in_a_fork(self._pid)
+        with _looking:
             if self._closed:
                 raise StoreError(f"the view of {self.path} is closed: open it again")
             try:
-                yield self._raw
+                if not self._is_beside_a_writer():
+                    try:
+                        self._write_lock.acquire()
+                        if not self._is_beside_a_writer():
+                            return self._read_still(ask, *args, **kwargs)
+                    finally:
+                        self._write_lock.release()
+                return ask(self._raw, *args, **kwargs)
             except sqlite3.Error as error:
                 raise _ours(error, self.path, "read") from error
 
+    def _is_beside_a_writer(self) -> bool:
+        if self._connection is None and self._log.exists():
+            self._connect(BESIDE_A_WRITER)
+            self._raw.data_version()  # while it has read, no writer that leaves takes the log away
+        return self._connection is not None
+
+    def _connect(self, how: str) -> None:
+        self._connection = _connect_read_only(self.path, how)
+        self._raw.sql = self._connection.execute
+
+    def _read_still(self, ask: Callable[Concatenate["_Raw", P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            self._connect(STILL)
+            return ask(self._raw, *args, **kwargs)
+        finally:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the connection, if there is one; the next look makes another. The caller holds `_looking`."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
     def flush(self) -> None:
         """There is nothing to flush."""
+        self._read(lambda raw: None)
 
     def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._connection.close()
+        if os.getpid() == self._pid:
+            with _looking:
+                self._closed = True
+                self.let_go()
+            self._write_lock.close()
 
     # For `doctor`.
 
     @contextlib.contextmanager
     def at_one_instant(self) -> Iterator[None]:
-        """All reads in this block see the directory as it was at the first of them, whoever writes meanwhile."""
-        with self._reading() as raw:
-            raw.sql("BEGIN")
+        """All reads in this block see the directory as it was at the first of them, whoever writes meanwhile.
+
+        Writers that come to a directory that nobody had open wait for its end.
+        """
+        still = False
         try:
+            with _looking:
+                if not self._is_beside_a_writer():
+                    self._write_lock.acquire()
+                    still = not self._is_beside_a_writer()
+                    if still:
+                        self._connect(STILL)
+            self._read(_Raw.run, "BEGIN")
             yield
         finally:
-            with self._reading() as raw:
-                if self._connection.in_transaction:  # damage in the file may have ended it
-                    raw.sql("ROLLBACK")
+            if self._connection is not None and self._connection.in_transaction:  # damage may have ended it
+                self._read(_Raw.run, "ROLLBACK")
+            if still:
+                with _looking:
+                    self.let_go()
+            self._write_lock.release()
 
     def condition(self) -> Condition:
         """What SQLite says of the file, and how diskcache was told to keep it."""
-        with self._reading() as raw:
-            settings = dict(raw.sql("SELECT key, value FROM Settings").fetchall())
-            page_bytes, pages, free_pages = (
-                int(raw.sql(f"PRAGMA {name}").fetchone()[0]) for name in ("page_size", "page_count", "freelist_count")
-            )
-            found = int(raw.entry(FORMAT_KEY) or b"0")
-        kept = {key: settings.get(key) for key in SETTINGS}
-        return Condition(found, kept, page_bytes, pages, free_pages, _size(self.path / "cache.db-wal"))
+        return self._read(_condition, _size(self._log))
 
     def complaints(self) -> list[str]:
         """What SQLite finds wrong with the file, reading all of it; empty if nothing is."""
-        with self._reading() as raw:
-            said = [str(line) for (line,) in raw.sql(f"PRAGMA integrity_check({MAX_COMPLAINTS})").fetchall()]
-        return [] if said == ["ok"] else said
+        return self._read(_complaints)
 
 
 class _Raw:
@@ -646,6 +685,13 @@ class _Raw:
     def count(self, start: str, end: str) -> int:
         return int(self.sql("SELECT COUNT(*) FROM Cache WHERE tag >= ? AND tag < ?", (start, end)).fetchone()[0])
 
+    def data_version(self) -> int:
+        """SQLite's number that differs when another connection has committed."""
+        return int(self.sql("PRAGMA data_version").fetchone()[0])
+
+    def run(self, statement: str) -> None:
+        self.sql(statement).fetchall()
+
     def queues(self) -> list[str]:
         rows = self.sql("SELECT key FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag", (COUNTERS, COUNTERS + LAST))
         return [str(key).removeprefix(COUNTERS) for (key,) in rows]
@@ -668,29 +714,76 @@ def _size(path: Path) -> int:
         return 0
 
 
-def connect_read_only(path: Path) -> sqlite3.Connection:
+def _condition(raw: "_Raw", wal_bytes: int) -> Condition:
+    settings = dict(raw.sql("SELECT key, value FROM Settings").fetchall())
+    page_bytes, pages, free_pages = (
+        int(raw.sql(f"PRAGMA {name}").fetchone()[0]) for name in ("page_size", "page_count", "freelist_count")
+    )
+    found = int(raw.entry(FORMAT_KEY) or b"0")
+    kept = {key: settings.get(key) for key in SETTINGS}
+    return Condition(found, kept, page_bytes, pages, free_pages, wal_bytes)
+
+
+def _complaints(raw: "_Raw") -> list[str]:
+    said = [str(line) for (line,) in raw.sql(f"PRAGMA integrity_check({MAX_COMPLAINTS})").fetchall()]
+    return [] if said == ["ok"] else said
+
+
+def _set_pragmas(connection: sqlite3.Connection) -> None:
+    """diskcache sets a pragma only where it differs, and some cannot be set in its transaction: so they come first."""
+    for key, value in SETTINGS.items():
+        if key.startswith("sqlite_"):
+            connection.execute(f"PRAGMA {key.removeprefix('sqlite_')} = {value}").fetchall()
+    if sys.platform == "darwin":  # there, fsync does not reach the platter
+        connection.execute("PRAGMA fullfsync = 1")
+        connection.execute("PRAGMA checkpoint_fullfsync = 1")
+
+
+def _connect_read_only(path: Path, how: str) -> sqlite3.Connection:
     """A connection that can change nothing."""
-    uri = f"file:{urllib.parse.quote(str((path / 'cache.db').resolve()))}?mode=ro"
+    uri = f"file:{urllib.parse.quote(str((path / DATABASE).resolve()))}?mode=ro&{how}"
     return sqlite3.connect(uri, uri=True, timeout=FOREIGN_WRITER_SECONDS, isolation_level=None, check_same_thread=False)
 
 
-def check_format(connection: sqlite3.Connection, path: Path, *, must_exist: bool = False) -> None:
+def check_format(raw: "_Raw", path: Path, may_be_empty: bool) -> None:
     """Refuse what a newer rqlab, or something else, has written; nothing has been changed yet."""
-    tables = {str(name) for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not tables and not must_exist:
+    tables = {str(name) for (name,) in raw.sql("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables and may_be_empty:  # a power cut as it was made
         return
-    query = "SELECT value FROM Cache WHERE key = ? AND raw = 1"
-    row = connection.execute(query, (FORMAT_KEY,)).fetchone() if "Cache" in tables else None
-    if row is None:
+    found = raw.entry(FORMAT_KEY) if "Cache" in tables else None
+    if found is None or not found.isdigit():
         raise StoreCorrupt(
             f"cannot open {path}: its cache.db was not made by rqlab (no format number in it). Choose another directory"
         )
-    found = int(row[0])
-    if found > FORMAT:
+    if int(found) > FORMAT:
         raise FormatTooNew(
-            f"cannot open {path}: expected format {FORMAT} or older, found {found}. "
+            f"cannot open {path}: expected format {FORMAT} or older, found {int(found)}. "
             "A newer rqlab wrote it: upgrade rqlab; nothing was changed"
         )
+
+
+def _refuse_in_a_fork(pid: int) -> None:
+    if os.getpid() != pid:
+        raise StoreError(
+            f"these queues were opened by process {pid}, this is its fork {os.getpid()}: "
+            "SQLite connections do not survive a fork; open the directory again in the child"
+        )
+
+
+def _forget_stores_in_a_fork() -> None:
+    """Keep the parent's connections for ever: to close one here would undo, in shared memory, what the parent does."""
+    global _looking
+    _looking = threading.Lock()
+    connections = [store._connection for store in _open_stores]
+    connections += [view._connection for view in _views if view._connection is not None]
+    if connections:
+        import ctypes  # only here: the one way to keep an object past the end of the interpreter
+
+        for connection in connections:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
+
+
+os.register_at_fork(after_in_child=_forget_stores_in_a_fork)
 
 
 def _rows(staged: Staged) -> tuple[list[tuple[str, bytes, str | None]], list[str]]:
@@ -718,9 +811,10 @@ def _rows(staged: Staged) -> tuple[list[tuple[str, bytes, str | None]], list[str
 
 def _hand_out_error(calls: list[_Call], error: RQLabError) -> None:
     for call in calls:
-        call.error = type(error)(str(error))  # one each: threads that raise the same object mix their tracebacks
-        call.done = True
-        call.nudge()
+        if not call.done:
+            call.error = type(error)(str(error))  # one each: threads that raise the same object mix their tracebacks
+            call.done = True
+            call.nudge()
 
 
 def _job(record: bytes) -> Job:

@@ -3,14 +3,18 @@
 Knows files and processes, not what is stored. POSIX only.
 """
 
+import errno
 import fcntl
 import json
 import os
 import time
 import weakref
+from collections.abc import Callable
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
-from rqlab.errors import StoreBusy, StoreLocked
+from rqlab.errors import StoreBusy, StoreError, StoreFull, StoreLocked
 
 #: Between two looks at a lock that is held. Looks this close together keep the worst wait of 8 busy processes below
 #: what a queue in the kernel gave, and a stopped process holds no place in line.
@@ -27,22 +31,37 @@ _open_locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 
 
 class Lock:
-    """An exclusive lock between processes (and between two handles of one process) on one file."""
+    """A lock between processes (and between two handles of one process) on one file.
 
-    def __init__(self, path: Path, timeout: float) -> None:
+    `only_look` takes it shared, and makes no file; without a file there is nobody to keep out.
+    """
+
+    def __init__(self, path: Path, timeout: float, *, only_look: bool = False) -> None:
         self.path = path
         self.timeout = timeout  #: seconds to wait before StoreBusy
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.kind = fcntl.LOCK_SH if only_look else fcntl.LOCK_EX
+        #: Let go; no error if it was not held. It is C all through: in a `finally` no interrupt can keep it from that.
+        self.release: Callable[[], object] = int
+        self.file: FileIO | None = None
+        try:
+            self.file = FileIO(path, "r" if only_look else "r+", opener=None if only_look else _create)
+        except FileNotFoundError:
+            if not only_look:
+                raise
+            return
+        except OSError as error:
+            raise file_error(f"cannot open the lock {path}", error) from error
+        self.release = partial(fcntl.flock, self.file, fcntl.LOCK_UN)
         _open_locks.add(self)
 
     def acquire(self) -> None:
         """Take the lock; StoreBusy after `timeout` seconds. Taking a lock that this handle holds is no error."""
         looks = 0
         waited = 0.0
-        while not try_flock(self.fd, fcntl.LOCK_EX):
+        while self.file is not None and not try_flock(self.file, self.kind):
             if waited >= self.timeout:
                 raise StoreBusy(
-                    f"cannot write to {self.path.parent}: another process held {self.path.name} for all of "
+                    f"cannot use {self.path.parent}: another process held {self.path.name} for all of "
                     f"busy_timeout ({self.timeout:g} s); nothing was changed. Find it with: fuser {self.path}"
                 )
             pause = POLL_SECONDS if looks < CLOSE_LOOKS else SLOW_POLL_SECONDS
@@ -50,33 +69,41 @@ class Lock:
             looks += 1
             waited += pause
 
-    def release(self) -> None:
-        if self.fd >= 0:
-            fcntl.flock(self.fd, fcntl.LOCK_UN)
-
     def close(self) -> None:
         """Let go and close the file. Idempotent."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        if self.file is not None:
+            self.file.close()
 
 
 def own(directory: Path, durability: str, exclusive: bool) -> Lock:
     """Share the directory with others of its kind, or own it alone; StoreLocked at once if that cannot be."""
     lock = Lock(directory / "owner.lock", 0.0)
-    if not try_flock(lock.fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
-        holder = _holder(lock.fd)
+    assert lock.file is not None, "a lock that may create its file has one"
+    try:
+        if not try_flock(lock.file, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH):
+            raise StoreLocked(_locked(directory, durability, lock.file))
+        lock.file.truncate(0)
+        os.pwrite(lock.file.fileno(), json.dumps({"pid": os.getpid(), "durability": durability}).encode(), 0)
+    except OSError as error:
         lock.close()
-        raise StoreLocked(_locked(directory, durability, holder))
-    os.ftruncate(lock.fd, 0)
-    os.pwrite(lock.fd, json.dumps({"pid": os.getpid(), "durability": durability}).encode(), 0)
+        raise file_error(f"cannot open {directory}: writing {lock.path.name}", error) from error
+    except BaseException:
+        lock.close()
+        raise
     return lock
 
 
-def try_flock(fd: int, kind: int) -> bool:
+def file_error(attempted: str, error: OSError) -> StoreError:
+    """The system's error in our words."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreFull(f"{attempted}: the disk is full; nothing was changed. Free some space")
+    return StoreError(f"{attempted}: {error.strerror or error}")
+
+
+def try_flock(file: FileIO, kind: int) -> bool:
     """Whether the lock could be had at once."""
     try:
-        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -104,21 +131,38 @@ def network_file_system(path: Path) -> str | None:
     return kind if kind in NETWORK_FILE_SYSTEMS else None
 
 
-def _holder(fd: int) -> dict[str, object]:
+def _create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _locked(directory: Path, durability: str, file: FileIO) -> str:
+    said = _said(file)
+    pids = _holders(file)
+    written = said.get("pid", "unknown")
+    pid = written if not pids or written in pids else min(pids)  # who wrote it may have left; others share the lock
+    who = f"this very process (pid {pid}) has it open" if pid == os.getpid() else f"process {pid} has it open"
+    return (
+        f"cannot open {directory} as {durability!r}: {who} as {said.get('durability', 'unknown')!r}, and of these two "
+        "one must be alone. Close it there first; to look only, open it with read_only=True"
+    )
+
+
+def _said(file: FileIO) -> dict[str, object]:
     try:
-        said = json.loads(os.pread(fd, 4096, 0))
+        said = json.loads(os.pread(file.fileno(), 4096, 0))
     except ValueError:
         return {}
     return said if isinstance(said, dict) else {}
 
 
-def _locked(directory: Path, durability: str, holder: dict[str, object]) -> str:
-    pid, held_as = holder.get("pid", "unknown"), holder.get("durability", "unknown")
-    who = f"this very process (pid {pid}) has it open" if pid == os.getpid() else f"process {pid} has it open"
-    return (
-        f"cannot open {directory} as {durability!r}: {who} as {held_as!r}, and of these two one must be alone. "
-        "Close it there first; to look only, open it with read_only=True"
-    )
+def _holders(file: FileIO, locks: Path = Path("/proc/locks")) -> set[int]:
+    """The processes that hold a flock on the file; empty where the system does not tell."""
+    try:
+        lines = [line.split() for line in locks.read_text().splitlines()]
+    except OSError:
+        return set()
+    end = f":{os.fstat(file.fileno()).st_ino}"
+    return {int(line[4]) for line in lines if line[1] == "FLOCK" and line[5].endswith(end)}
 
 
 def _forget_locks_in_a_fork() -> None:
