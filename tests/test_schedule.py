@@ -524,7 +524,9 @@ def test_an_unknown_timezone_is_refused_by_name(zone: Any) -> None:
     ],
 )
 def test_an_interval_that_is_no_duration_is_refused(every: Any) -> None:
-    with pytest.raises(ValidationError, match=r"every: expected a duration in seconds or a timedelta, .*; got ") as refusal:
+    with pytest.raises(
+        ValidationError, match=r"every: expected a duration in seconds or a timedelta, .*; got "
+    ) as refusal:
         schedule(every=every)
 
     assert repr(every)[:100] in str(refusal.value)
