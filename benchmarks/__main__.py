@@ -54,11 +54,11 @@ def _durable(directory: Path, rounds: int, seconds: float) -> Table:
         rq = stack.enter_context(rqlab.open(directory / "durable"))
         pool = stack.enter_context(ThreadPoolExecutor(32))
         contenders: dict[str, Contender] = {
-            "bare SQLite FULL insert": bare,
-            "durable push, 1 thread": lambda: _pushes(rq, "one", BURST),
-            "durable push, 32 threads": lambda: sum(pool.map(lambda _: _pushes(rq, "many", BURST), range(32))),
-            "durable cycle (drain)": lambda: _cycles(rq, lambda: rq.drain("cycle", _no_op)),
-            "durable cycle (worker, 1 thread)": lambda: _worker_cycles(rq, concurrency=1),
+            "bare SQLite FULL": bare,
+            "push, 1 thread": lambda: _pushes(rq, "one", BURST),
+            "push, 32 threads": lambda: sum(pool.map(lambda _: _pushes(rq, "many", BURST), range(32))),
+            "cycle (drain)": lambda: _cycles(rq, lambda: rq.drain("cycle", _no_op)),
+            "cycle (worker, 1 thread)": lambda: _worker_cycles(rq, concurrency=1),
         }
         figures = rates(contenders, rounds, seconds)
     table = _table("durable, on this disk", "ops/s", "ratio", "floor")
@@ -69,10 +69,10 @@ def _durable(directory: Path, rounds: int, seconds: float) -> Table:
 
 #: contender -> (what it is measured against, the floor of the ratio)
 FLOORS = {
-    "durable push, 1 thread": ("bare SQLite FULL insert", 0.45),
-    "durable push, 32 threads": ("durable push, 1 thread", 3.0),
-    "durable cycle (drain)": ("bare SQLite FULL insert", 0.4),
-    "durable cycle (worker, 1 thread)": ("bare SQLite FULL insert", 0.4),
+    "push, 1 thread": ("bare SQLite FULL", 0.45),
+    "push, 32 threads": ("push, 1 thread", 3.0),
+    "cycle (drain)": ("bare SQLite FULL", 0.4),
+    "cycle (worker, 1 thread)": ("bare SQLite FULL", 0.4),
 }
 
 
@@ -89,10 +89,10 @@ def _memory(rounds: int, seconds: float) -> Table:
             return BURST
 
         contenders: dict[str, Contender] = {
-            "memory push": lambda: _pushes(rq, "line", BURST * 10),
-            "memory push_many (1 000 a call)": lambda: len(rq.push_many("line", [{"name": "no-op"}] * 1000)),
-            "memory cycle (pull, ack)": pull_and_ack,
-            "memory cycle (drain)": lambda: sum(rq.drain("line", _no_op, limit=1000).values()),
+            "push": lambda: _pushes(rq, "line", BURST * 10),
+            "push_many (1 000 a call)": lambda: len(rq.push_many("line", [{"name": "no-op"}] * 1000)),
+            "cycle (pull, ack)": pull_and_ack,
+            "cycle (drain)": lambda: sum(rq.drain("line", _no_op, limit=1000).values()),
         }
         figures = rates(contenders, rounds, seconds)
     table = _table(f"memory, at {BACKLOG:,} waiting or more", "ops/s", "floor")

@@ -76,7 +76,8 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fals
     """A job as it was at one moment. Records never change: every event makes the next one.
 
     Instants are integer milliseconds since the Unix epoch (UTC), in fields ending in `_at` or `_until`;
-    durations are seconds, rounded up to the millisecond.
+    durations are seconds, rounded up to the millisecond. Stored as JSON without the fields that have their defaults, so the
+    defaults are part of the format.
     """
 
     id: str  #: UUIDv7 text; its order is push order
