@@ -60,7 +60,7 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kept]:
 
 
 def id_of(number: int) -> str:
-    return f"0193c0de-0000-7000-8000-{number:012d}"
+    return f"0193c0de-0000-7000-8000-{number:012x}"
 
 
 def job(number: int, queue: str = "a", state: State = State.WAITING, **fields: Any) -> Job:
@@ -86,7 +86,7 @@ def put(store: Store, *jobs: Job) -> None:
 
 
 def numbers(jobs: list[Job]) -> list[int]:
-    return [int(each.id[-12:]) for each in jobs]
+    return [int(each.id[-12:], 16) for each in jobs]
 
 
 def line(store: Store | Transaction, queue: str, state: State = State.WAITING, limit: int = 1_000) -> list[int]:

@@ -26,7 +26,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import diskcache
 import msgspec
-from diskcache.core import MODE_RAW
+from diskcache.core import DEFAULT_SETTINGS, METADATA, MODE_RAW
 from msgspec.structs import replace
 
 from rqlab.errors import (
@@ -59,15 +59,18 @@ SETTINGS = {
     "sqlite_mmap_size": 0,
     "sqlite_cache_size": 8192,  # pages
 }
+KNOWN_SETTINGS = DEFAULT_SETTINGS.keys() | METADATA.keys()
 DATA_APART_BYTES = 4 * 1024  # larger data is written once, not at every heartbeat (1 MB jobs: 41 cycles/s against 591)
 MAX_BATCH = 500  # callers a commit; the others are the next leader's
 TAKE_OVER_SECONDS = 0.02  # a waiting caller looks whether the leader is gone (it was interrupted); else it is woken
+LOOK_SECONDS = 1.0  # a view waits so long for a writer's commit to end before it goes on beside it
 FOREIGN_WRITER_SECONDS = 1.0  # SQLite's own wait; only a program that is not rqlab can hold its lock
 BULK = 8  # rows, or callers a commit: from here on our own upsert, not diskcache's set (2.1 times as fast at 100 rows)
 COUNTERS = "queue/"  # + queue: the key, and the place, of a queue's counters
 DATA = "payload/"  # + job id: data that is kept apart
 FORMAT_KEY = "rqlab/format"
 DATABASE = "cache.db"  # diskcache's name for it
+FULL_BYTES = 64 * 1024  # with less room than this, an I/O error means a full disk
 MAX_COMPLAINTS = 10  # of a damaged file; more say no more
 SQLITE_VERSION = sqlite3.sqlite_version
 
@@ -225,7 +228,7 @@ class DiskStore(_Reads):
         self._version = 0
         self._closed = False
         self._raw = _Raw()
-        self._make_directory(allow_network)
+        self._make_directory(allow_network, busy_timeout)
         self._owner = own(self.path, durability, exclusive)
         try:
             self._write_lock = Lock(self.path / "write.lock", busy_timeout)
@@ -326,7 +329,7 @@ class DiskStore(_Reads):
             call.result = call.work(staged)
             call.error = None
             rows, gone = _rows(staged)
-            totals = self._totals(staged, batch.counters)
+            totals = self._totals(staged)
         except sqlite3.Error:
             raise
         except Exception as error:  # noqa: BLE001  # it is the caller's, and raised there
@@ -346,13 +349,13 @@ class DiskStore(_Reads):
             for key, value, tag in rows:
                 self._cache.set(key, value, tag=tag)
 
-    def _totals(self, staged: Staged, before: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]:
+    def _totals(self, staged: Staged) -> dict[str, dict[str, int]]:
         """The counters of the queues that this work touched, as they are after it."""
         totals: dict[str, dict[str, int]] = {}
         for (queue, name), amount in staged.tallies.items():
             counters = totals.get(queue)
             if counters is None:
-                counters = totals[queue] = dict(before.get(queue) or self._raw.counters(queue))
+                counters = totals[queue] = dict(self._raw.counters(queue))
             counters[name] = counters.get(name, 0) + amount
         return totals
 
@@ -403,7 +406,7 @@ class DiskStore(_Reads):
 
     # The directory's life.
 
-    def _make_directory(self, allow_network: bool) -> None:
+    def _make_directory(self, allow_network: bool, busy_timeout: float) -> None:
         kind = network_file_system(self.path)
         if kind is not None and not allow_network:
             raise StoreError(
@@ -416,7 +419,12 @@ class DiskStore(_Reads):
         except OSError as error:
             raise file_error(f"cannot make the directory {self.path}", error) from error
         if (self.path / DATABASE).is_file():  # look before anything is touched: it may not be ours
-            ReadOnlyStore(self.path, may_be_empty=True).close()
+            try:
+                ReadOnlyStore(self.path, min(busy_timeout, LOOK_SECONDS), may_be_empty=True).close()
+            except (FormatTooNew, StoreCorrupt):
+                raise
+            except StoreError:
+                pass  # what keeps a view out, a writer may mend
 
     def _open(self) -> None:
         """Let diskcache set itself up in one transaction: a power cut in the middle leaves nothing half made."""
@@ -526,7 +534,9 @@ class ReadOnlyStore(_Reads):
     Raises StoreError if there is no rqlab directory at `path`: looking creates nothing.
     """
 
-    def __init__(self, path: str | os.PathLike[str], busy_timeout: float = 30.0, *, may_be_empty: bool = False) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], busy_timeout: float = LOOK_SECONDS, *, may_be_empty: bool = False
+    ) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
         self.path = Path(path)
         self._pid = os.getpid()
@@ -557,10 +567,9 @@ class ReadOnlyStore(_Reads):
             if self._closed:
                 raise StoreError(f"the view of {self.path} is closed: open it again")
             try:
-                if not self._is_beside_a_writer():
+                if self._connection is None:
                     try:
-                        self._write_lock.acquire()
-                        if not self._is_beside_a_writer():
+                        if not self._join_writer():
                             return self._read_still(ask, *args, **kwargs)
                     finally:
                         self._write_lock.release()
@@ -568,10 +577,24 @@ class ReadOnlyStore(_Reads):
             except sqlite3.Error as error:
                 raise _ours(error, self.path, "read") from error
 
-    def _is_beside_a_writer(self) -> bool:
-        if self._connection is None and self._log.exists():
+    def _join_writer(self) -> bool:
+        """Share `write.lock`, so that no log comes or goes meanwhile, and connect beside the log if there is one.
+
+        From its first read on the connection keeps the log: no writer that leaves takes it away.
+        """
+        try:
+            self._write_lock.acquire()
+        except StoreBusy:  # a writer that was stopped in the middle; its log stays
+            if not self._log.exists():
+                raise
+        if self._log.with_name(f"{DATABASE}-shm").exists() and self._log.exists():
             self._connect(BESIDE_A_WRITER)
-            self._raw.data_version()  # while it has read, no writer that leaves takes the log away
+            self._raw.data_version()
+        elif _size(self._log) > 0:
+            raise StoreError(
+                f"cannot read {self.path}: its {self._log.name} has lost its {DATABASE}-shm, by a copy or a power cut; "
+                "open it once without read_only=True"
+            )
         return self._connection is not None
 
     def _connect(self, how: str) -> None:
@@ -613,11 +636,11 @@ class ReadOnlyStore(_Reads):
         still = False
         try:
             with _looking:
-                if not self._is_beside_a_writer():
-                    self._write_lock.acquire()
-                    still = not self._is_beside_a_writer()
-                    if still:
-                        self._connect(STILL)
+                still = self._connection is None and not self._join_writer()
+                if still:
+                    self._connect(STILL)
+                else:
+                    self._write_lock.release()
             self._read(_Raw.run, "BEGIN")
             yield
         finally:
@@ -755,6 +778,9 @@ def check_format(raw: "_Raw", path: Path, may_be_empty: bool) -> None:
         raise StoreCorrupt(
             f"cannot open {path}: its cache.db was not made by rqlab (no format number in it). Choose another directory"
         )
+    unknown = {str(key) for (key,) in raw.sql("SELECT key FROM Settings")} - KNOWN_SETTINGS
+    if unknown:  # diskcache makes attributes, pragmas and arguments of whatever stands there
+        raise StoreCorrupt(f"cannot open {path}: expected diskcache's settings in its cache.db; found also {unknown}")
     if int(found) > FORMAT:
         raise FormatTooNew(
             f"cannot open {path}: expected format {FORMAT} or older, found {int(found)}. "
@@ -837,12 +863,21 @@ def _checked(mode: Any, value: Any) -> bytes:
     return value
 
 
+def _is_full(path: Path) -> bool:
+    """SQLite calls it an I/O error when its shared memory finds no room."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < FULL_BYTES
+
+
 def _ours(error: Exception, path: Path, attempted: str = "write to") -> RQLabError:
     """SQLite's error in our words. diskcache says Timeout for any BEGIN that fails."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
     said = f"cannot {attempted} {path}: {error}; nothing was changed"
     match code:
-        case sqlite3.SQLITE_FULL:
+        case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR if code == sqlite3.SQLITE_FULL or _is_full(path):
             return StoreFull(f"cannot {attempted} {path}: the disk is full; nothing was changed. Free some space")
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StoreBusy(f"{said}. A program that is not rqlab holds cache.db: open it with nothing else")
