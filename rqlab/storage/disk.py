@@ -275,15 +275,17 @@ class DiskStore(_Reads):
 
     def _lead_line(self) -> None:
         try:
-            self._write_lock.acquire()
-            with self._lock:
-                self._run_line()
+            self._refuse_if_closed()
+            try:
+                self._write_lock.acquire()
+                with self._lock:
+                    self._run_line()
+            finally:
+                self._write_lock.release()
         except RQLabError as error:
             _hand_out_error(list(self._line), error)
         except sqlite3.Error as error:  # of a ROLLBACK, once more
             _hand_out_error(list(self._line), _ours(error, self.path))
-        finally:
-            self._write_lock.release()
 
     def _call_next(self) -> None:
         while self._line:
@@ -298,7 +300,6 @@ class DiskStore(_Reads):
 
     def _run_line(self) -> None:
         """Run everybody's work in one transaction, then hand out what came of it."""
-        self._refuse_if_closed()
         self._settle()
         calls = [call for call in list(self._line)[:MAX_BATCH] if not call.done]
         if calls:
@@ -476,8 +477,8 @@ class DiskStore(_Reads):
     def _alone(self, *statements: str) -> None:
         self._refuse_if_closed()
         with self._lead:
+            self._refuse_if_closed()
             try:
-                self._refuse_if_closed()
                 self._write_lock.acquire()
                 for statement in statements:
                     self._read(_Raw.run, statement)
@@ -509,15 +510,13 @@ class DiskStore(_Reads):
         if os.getpid() != self._pid:
             return  # a fork has nothing of it to let go: the locks and the connection are its parent's
         with self._lead:
-            if self._closed:
-                return
             try:
-                # The last to close writes the log back. Where the lock stays busy, others are there to do that.
-                with contextlib.suppress(StoreBusy):
-                    self._write_lock.acquire()
-                with self._lock:
-                    self._settle()
-            finally:
+                if not self._closed:
+                    # The last to close writes the log back. Where the lock stays busy, others are there to do that.
+                    with contextlib.suppress(StoreBusy):
+                        self._write_lock.acquire()
+                    self._read(lambda raw: None)  # settles what an interrupt has left
+            finally:  # a second call finishes what an interrupt broke off
                 self._closed = True
                 self._connection.close()
                 self._write_lock.close()
