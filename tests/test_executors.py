@@ -573,12 +573,18 @@ def test_closing_ends_busy_and_idle_children(tmp_path: Path) -> None:
     assert not any(is_alive(pid) for pid in pids)
 
 
-def run_script(tmp_path: Path, body: str, **more: Any) -> subprocess.CompletedProcess[str]:
+def run_script(tmp_path: Path, body: str) -> subprocess.CompletedProcess[str]:
     """A script of a user, with no main guard."""
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(body))
     return subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, cwd=tmp_path, check=False, **more
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        check=False,
     )
 
 
@@ -824,14 +830,14 @@ def test_in_an_async_with_handlers_run_on_the_callers_loop_and_keep_their_leases
 
         async with rq.worker("q", handler):
             job_id = await asyncio.to_thread(rq.push, "q", "work")
-            time.sleep(1.2)  # blocks the application's loop
+            time.sleep(2.5)  # blocks the application's loop
             while rq.get(job_id).state is not State.COMPLETED:
                 await asyncio.sleep(0.005)
 
         assert loops == [here]
         assert rq.get(job_id).deliveries == 1
 
-    with rqlab.memory(stall_timeout=0.5, tick_interval=0.05) as rq:
+    with rqlab.memory(stall_timeout=1.2, tick_interval=0.05) as rq:
         asyncio.run(asyncio.wait_for(main(rq), LONG))
 
 
