@@ -28,8 +28,8 @@ BURST = 20  # operations between two looks at the clock
 def main() -> None:
     """Measure everything, print one table a subject."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each contender in each round")
+    parser.add_argument("--rounds", type=int, default=5, help="each gives one figure of each contender; 5 if not given")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of each contender in each round; 1 if not given")
     parser.add_argument("--directory", default=None, help="on the disk to measure; the system's temporary one if none")
     parser.add_argument("--finished", type=int, default=1_000_000, help="finished jobs in the big store")
     parser.add_argument("--waiting", type=int, default=100_000, help="waiting jobs in the big store")

@@ -67,4 +67,4 @@ def _fill(rq: rqlab.Queues, finished: int, waiting: int) -> None:
 
 def _ms(seconds: list[float]) -> str:
     spread = Spread.of([each * 1000 for each in seconds])
-    return f"{spread.median:.3f} ({spread.low:.3f}-{spread.high:.1f})"
+    return f"{spread.median:.3f} ({spread.low:.3f}-{spread.high:.3f})"

@@ -1,6 +1,6 @@
 """A web application whose background jobs survive `kill -9`: no broker, no second process to run.
 
-    pip install "rqlab[web]"
+    pip install ".[web]"
     uvicorn examples.fastapi_app:app
     curl -X POST "localhost:8000/emails?to=ada@example.org"
 

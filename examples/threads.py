@@ -23,7 +23,15 @@ def produce(rq: rqlab.Queues, number: int) -> None:
 def main(directory: str) -> None:
     with rqlab.open(directory) as rq:
         done = threading.Event()
-        unsubscribe = rq.on_change(lambda change: done.set() if finished(rq) else None)
+        ended = 0
+
+        def count(change: rqlab.Change) -> None:
+            nonlocal ended
+            ended += change.event is rqlab.Event.ACK
+            if ended == PRODUCERS * EACH:
+                done.set()
+
+        unsubscribe = rq.on_change(count)
         worker = threading.Thread(target=rq.run_worker, args=("images", resize), kwargs={"shutdown": done})
         worker.start()
         producers = [threading.Thread(target=produce, args=(rq, number)) for number in range(PRODUCERS)]
@@ -33,10 +41,6 @@ def main(directory: str) -> None:
             thread.join()
         unsubscribe()
         print(rq.counts("images"))
-
-
-def finished(rq: rqlab.Queues) -> bool:
-    return rq.counts("images").completed >= PRODUCERS * EACH
 
 
 if __name__ == "__main__":

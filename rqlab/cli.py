@@ -30,6 +30,8 @@ from rqlab.executors import Handlers
 from rqlab.lifecycle import Change, Event
 from rqlab.queues import Queues
 
+log = logging.getLogger("rqlab")
+
 FAILED, MISUSED = 1, 2  # exit codes
 RUNS_SHOWN = 20  # in `status`
 VERDICT_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
@@ -124,7 +126,9 @@ def worker(
         bool, typer.Option("--demo", help="Run the demo's handler: ten steps of half a second.")
     ] = False,
     concurrency: Annotated[int, typer.Option(help="Runs at once.")] = 1,
-    isolation: Annotated[str, typer.Option(help="thread, or process: a child process a run.")] = "thread",
+    isolation: Annotated[
+        str, typer.Option(help="thread, or process: a child process for each run at once.")
+    ] = "thread",
     grace: Annotated[
         float | None,
         typer.Option(help="Seconds that runs get to finish after SIGINT or SIGTERM.", show_default=False),
@@ -142,6 +146,7 @@ def worker(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+    log.setLevel(logging.DEBUG if verbose else logging.INFO)
     handlers, called = _chosen_handler(handler, is_demo)
     names = queues.split(",")
     options: dict[str, Any] = {"concurrency": concurrency, "isolation": isolation, "grace": grace}
@@ -504,6 +509,18 @@ def _broken(module_name: str, error: BaseException) -> ValidationError:
 
 def _count_run(ended: Counter[Event], change: Change) -> None:
     ended[change.event] += 1
+    if change.event is Event.FAIL:  # the library leaves a handler's errors to the records; here somebody is looking
+        job = change.job
+        said = (job.last_error or "").splitlines()[:1]
+        log.warning(
+            "%s/%s %s failed, attempt %d of %d: %s",
+            job.queue,
+            job.name,
+            job.id,
+            job.attempt,
+            job.max_attempts,
+            tables.spelled(said[0]) if said else "",
+        )
 
 
 @contextlib.contextmanager

@@ -35,6 +35,7 @@ IMPLAUSIBLE_SYNC_SECONDS = 0.000_02  # the fastest drives that keep their promis
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 LARGE_WAL_BYTES = 64 * 2**20  # SQLite empties it at 4 MiB unless a reader never ends
 MUCH_FREE_BYTES = 64 * 2**20
+SCARCE_BYTES = 8 * 2**20  # of the disk: less than SQLite wants for its log before it empties it, twice
 RECOVERED_SECONDS = 5.0  # housekeeping ticks once a second; what is past due for longer has nobody
 SHELVES = ("ready/", "later/", "leased/", "done/")
 
@@ -178,6 +179,12 @@ def space(look: Look) -> Finding:
         f"cache.db {_megabytes(total)}, of it free {_megabytes(free)} ({condition.free_pages} of {condition.pages} "
         f"pages); log {_megabytes(condition.wal_bytes)}"
     )
+    disk = os.statvfs(look.path)
+    room = found["disk_free_bytes"] = disk.f_bavail * disk.f_frsize
+    says += f"; on the disk {_megabytes(room)} are free"
+    if room < SCARCE_BYTES:
+        says += ". The disk is full, or nearly: pushes will fail with StoreFull. Free some space"
+        return Finding("space", Verdict.WRONG, says, found)
     if condition.wal_bytes > LARGE_WAL_BYTES:
         says += ". The log is large: some process has been reading for very long; find it with: fuser cache.db"
         return Finding("space", Verdict.NOTE, says, found)

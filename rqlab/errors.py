@@ -54,7 +54,8 @@ class InvalidState(RQLabError):
 class LeaseLost(RQLabError):
     """The caller's run does not hold the job any more: it stalled, timed out, was released or cancelled.
 
-    Stop working on it: another worker may have it. Nothing was changed.
+    Stop working on it: another worker may have it. Nothing was changed. A repeated call for a run that has
+    ended, such as a second ack, raises it too: the message says how the run ended.
     """
 
 

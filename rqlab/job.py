@@ -71,13 +71,18 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     outcome: Outcome
     error: str | None = None  #: the head of the error text, at most 512 bytes
 
+    def __repr__(self) -> str:
+        seconds = (self.ended_at - self.started_at) / 1000
+        said = f", {self.error.splitlines()[0]!r}" if self.error else ""
+        return f"<Delivery {self.delivery} {self.outcome} after {seconds:g} s at {instant(self.ended_at)}{said}>"
+
 
 class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """A job as it was at one moment. Records never change: every event makes the next one.
 
     Instants are integer milliseconds since the Unix epoch (UTC), in fields ending in `_at` or `_until`;
-    durations are seconds, rounded up to the millisecond. Stored as JSON without the fields that have their defaults, so the
-    defaults are part of the format.
+    durations are seconds, rounded up to the millisecond. Stored as JSON without the fields that have their defaults, so
+    the defaults are part of the format.
     """
 
     id: str  #: UUIDv7 text; its order is push order

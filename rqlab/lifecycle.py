@@ -235,14 +235,17 @@ def fence(stored: Job | None, held: Job) -> Job:
     if stored is not None and stored.state is ACTIVE and stored.deliveries == held.deliveries:
         return stored
     if stored is None:
-        found = "no such job: it was removed"
+        found, advice = "no such job: it was removed", "If this run has not ended, drop its work"
+    elif held.state is not ACTIVE:
+        found, advice = f"{stored.state}, delivery {stored.deliveries}", "Call this with a job that pull returned"
     elif stored.deliveries != held.deliveries:
-        found = f"{stored.state}, delivery {stored.deliveries}"
+        found, advice = f"{stored.state}, delivery {stored.deliveries}", "Drop this run's work: another run has the job"
     else:
-        found = f"{stored.state}{f' ({stored.last_error.splitlines()[0]})' if stored.last_error else ''}"
+        ended = stored.history[-1].outcome if stored.history else stored.state
+        found, advice = f"{stored.state}", f"This delivery has ended already, as {ended}, and that is stored"
     raise LeaseLost(
-        f"job {held.id} is not held by this run any more: expected active, delivery {held.deliveries}; "
-        f"found {found}. Drop this run's work: nothing of it was stored"
+        f"job {held.id} is not held by this run: expected active, delivery {held.deliveries}; found {found}. {advice}; "
+        "this call changed nothing"
     )
 
 

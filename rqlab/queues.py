@@ -3,6 +3,7 @@
 It checks what callers pass, draws ids, and hands instants to the engine; it decides nothing about a job.
 """
 
+import difflib
 import os
 import random
 import re
@@ -610,11 +611,13 @@ class Queues:
         if not isinstance(item, Mapping):
             raise ValidationError(f"{where}expected a dict of push's arguments; got {shown(item)}")
         try:
-            return self._checked_push(**{"queue": queue, **item})
+            return self._checked_push(queue=queue, **item)
         except TypeError:
             known = list(PUSH_ARGUMENTS)
             wrong = [key for key in item if key not in known]
-            problem = f"unknown {', '.join(map(repr, wrong))}" if wrong else "no name"
+            near = [match for key in wrong for match in difflib.get_close_matches(str(key), known, 1)]
+            meant = f" (did you mean {' and '.join(near)}?)" if near else ""
+            problem = f"unknown {', '.join(map(repr, wrong))}{meant}" if wrong else "no name"
             raise ValidationError(f"{where}expected push's arguments ({', '.join(known)}); got {problem}") from None
         except ValidationError as error:
             raise ValidationError(f"{where}{error}") from None
@@ -732,7 +735,7 @@ class Queues:
 
 #: What an item of push_many may say, and the push options of a schedule.
 PUSH_ARGUMENTS = (
-    "queue", "name", "data", "priority", "delay", "max_attempts", "backoff", "backoff_delay", "max_backoff", "jitter",
+    "name", "data", "priority", "delay", "max_attempts", "backoff", "backoff_delay", "max_backoff", "jitter",
     "timeout", "ttl", "unique_key", "on_conflict", "tags", "metadata", "remove_on_complete",
 )  # fmt: skip
 

@@ -197,6 +197,8 @@ class Running:
             self._requests = max(self._requests, 1)
         if self._requests and not worker.is_stopping:
             worker.stop()
+            if worker.runs:
+                log.info("stopping: %d in flight finish first; asked again, they are released", len(worker.runs))
             if self._grace is not None:
                 self._release_at = clock.monotonic() + self._grace
         if self._requests > 1 or (self._release_at is not None and clock.monotonic() >= self._release_at):

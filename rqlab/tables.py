@@ -187,7 +187,7 @@ def _when(job: Job, now: int) -> Text:
 def _lease(job: Job, now: int) -> Text:
     assert job.lease_until is not None, "an active job has a lease"
     left = (job.lease_until - now) / 1000
-    return Text(f"{duration(left)} left") if left > 0 else Text(f"ended {duration(-left)} ago", "red")
+    return Text(f"{duration(left)} left") if left > 0 else Text(f"lease over for {duration(-left)}", "red")
 
 
 def _facts(job: Job, now: int) -> Iterator[tuple[str, RenderableType]]:

@@ -656,7 +656,8 @@ class TestWorker:
 
             code, out, err = self.end(worker, number)
 
-            assert (code, err) == (0, "")
+            assert code == 0
+            assert "stopping: 1 in flight finish first" in err
             assert out == f"worker {worker.pid} stops: 1 completed\n"
             assert rq.get(job_id).state == "completed"
             assert rq.counts().waiting == 1
@@ -672,7 +673,8 @@ class TestWorker:
 
             code, out, err = self.end(worker, signal.SIGINT)
 
-            assert (code, err) == (0, "")
+            assert code == 0
+            assert "asked again, they are released" in err
             assert "1 released" in out
             assert (rq.get(job_id).state, rq.get(job_id).attempt) == ("waiting", 0)
 
@@ -835,3 +837,25 @@ class TestHelp:
 )
 def test_durations_read_as_people_say_them(seconds: float, said: str) -> None:
     assert tables.duration(seconds) == said
+
+
+def test_a_worker_says_that_a_run_failed_and_why(tmp_path: Path) -> None:
+    (tmp_path / "work.py").write_text("def fail(job): raise ValueError('no such address')")
+    with rqlab.open(tmp_path / "jobs") as rq:
+        rq.push("emails", "send", max_attempts=1)
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "rqlab", "worker", "jobs", "emails", "work:fail"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert worker.stderr is not None
+        line = worker.stderr.readline()
+    finally:
+        worker.kill()
+        worker.communicate()
+
+    assert "emails/send" in line
+    assert "failed, attempt 1 of 1: ValueError: no such address" in line

@@ -7,6 +7,7 @@ such moment, so a loop over n visits them all; that this is where they fall is p
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -113,8 +114,12 @@ def commits(store: DiskStore) -> list[str]:
 
 def check_at_rest(store: DiskStore) -> None:
     """No transaction, no lock: any thread and any process can go on at once."""
-    assert not store._connection.in_transaction
+    check_nothing_is_held(store)
     assert Caller(lambda: store.write(lambda tx: None)).finish().error is None
+
+
+def check_nothing_is_held(store: DiskStore) -> None:
+    assert not store._connection.in_transaction
     assert not store._lock.locked()
     with open(store.path / "write.lock") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -322,6 +327,7 @@ def test_an_interrupt_at_any_moment_of_the_leader_hangs_nobody_and_parts_nothing
             with Moments(nth) as moments:
                 store.write(pair(3 * nth + 2))
                 returned = True
+            check_nothing_is_held(store)
         assert [follower.finish().error for follower in followers] == [None, None]
         check_at_rest(store)
         assert is_whole(store, 3 * nth)
@@ -335,6 +341,33 @@ def test_an_interrupt_at_any_moment_of_the_leader_hangs_nobody_and_parts_nothing
     assert struck > 100
     assert set(stored) == {True, False}, "some struck before the commit, and some behind it"
     assert counted(store) == recounted(store)
+
+
+def test_the_work_of_a_caller_that_was_interrupted_in_line_is_not_done_later(store: DiskStore) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    go_on = threading.Event()
+
+    def keep_the_lead(tx: Transaction) -> None:
+        assert go_on.wait(PATIENCE)
+
+    def interrupt() -> None:
+        until_true(lambda: in_line(store) == 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    leader = Caller(lambda: store.write(keep_the_lead))
+    until_true(store._lock.locked)
+    helper = Caller(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            put(store, job(1))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    go_on.set()
+    leader.finish()
+    helper.finish()
+    put(store, job(2))
+
+    assert line(store, "a") == [2]
 
 
 READS: dict[str, Callable[[DiskStore], object]] = {

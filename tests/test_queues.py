@@ -1114,3 +1114,26 @@ def test_counts_equal_a_recount_after_a_random_program(rq: rqlab.Queues, wall: W
             case 7:
                 rq.requeue_all("q")
         assert rq.counts("q") == recount(rq, "q")
+
+
+def test_an_item_of_push_many_may_not_name_another_queue(rq: rqlab.Queues) -> None:
+    with pytest.raises(ValidationError, match=r"items\[1\].*unknown 'queue'"):
+        rq.push_many("mine", [{"name": "a"}, {"name": "b", "queue": "other"}])
+
+    assert rq.counts().total == 0
+
+
+def test_a_second_ack_is_told_that_the_first_was_stored(rq: rqlab.Queues) -> None:
+    rq.push("q", "n")
+    (job,) = rq.pull("q")
+    rq.ack(job)
+
+    with pytest.raises(LeaseLost, match="ended already, as completed, and that is stored"):
+        rq.ack(job)
+
+
+def test_a_job_that_was_never_pulled_is_told_so(rq: rqlab.Queues) -> None:
+    job = rq.get(rq.push("q", "n"))
+
+    with pytest.raises(LeaseLost, match="Call this with a job that pull returned"):
+        rq.ack(job)

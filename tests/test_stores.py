@@ -573,12 +573,14 @@ def test_changed_differs_after_a_store_and_not_otherwise(kept: Kept) -> None:
 
 def test_changed_differs_after_another_process_has_stored(tmp_path: Path) -> None:
     store = DiskStore(tmp_path)
+    put(store, job(1))
     before = store.changed()
     writes = f"import rqlab; rqlab.open({str(tmp_path)!r}).push('a', 'n')"
     subprocess.run([sys.executable, "-c", writes], check=True, timeout=60)
 
     assert store.changed() != before
-    assert len(store.scan("ready/a/", "ready/a/" + LAST, 9)) == 1
+    assert len(store.scan("ready/a/", "ready/a/" + LAST, 9)) == 2
+    assert store.counters("a")["waiting"] == 2
     store.close()
 
 

@@ -1,7 +1,7 @@
 """One transaction, in memory: changes are staged over a store and applied when the work has returned.
 
 Work that raises leaves nothing behind, because nothing has been touched yet: no savepoint, no undo. It knows no kind
-of store: memory and disk both stage like this.
+of store; memory.py, whose changes cost less than staging them, does without.
 """
 
 from collections.abc import Mapping
