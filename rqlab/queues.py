@@ -102,11 +102,11 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     kept = _checked_retention(retention)
     mode = durability_mode(durability)
     if arguments.truth(read_only, "read_only"):
-        return Queues(ReadOnlyStore(path), Path(path), mode.name, read_only=True, **timing)
+        return Queues(ReadOnlyStore(path), Path(path).absolute(), mode.name, read_only=True, **timing)
     allowed = arguments.truth(allow_network_filesystem, "allow_network_filesystem")
     store = mode.open(_opening(path, busy, allowed))
     try:
-        queues = Queues(store, Path(path), mode.name, **timing)
+        queues = Queues(store, Path(path).absolute(), mode.name, **timing)
         queues._remember(kept)
     except BaseException:
         store.close()

@@ -1139,3 +1139,45 @@ def test_a_kill_at_any_moment_loses_nothing_that_was_acknowledged(tmp_path: Path
     with closing(DiskStore(tmp_path)) as store:
         assert all(store.get(job_id) is not None for job_id in acknowledged)
         assert counted(store) == recounted(store)
+
+
+def test_a_directory_that_was_removed_takes_no_more_jobs(tmp_path: Path) -> None:
+    with rqlab.open(tmp_path / "jobs") as rq:
+        rq.push("q", "n")
+        shutil.rmtree(tmp_path / "jobs")
+
+        with pytest.raises(StoreError, match="removed or replaced"):
+            rq.push("q", "n")
+        (tmp_path / "jobs").mkdir()
+        with pytest.raises(StoreError, match="removed or replaced"):
+            rq.push("q", "n")
+
+
+def test_a_program_that_changes_its_directory_keeps_its_queues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with rqlab.open("jobs") as rq:
+        monkeypatch.chdir("/")
+        job_id = rq.push("q", "n")
+        rq.backup(tmp_path / "copy")
+
+    with rqlab.open(tmp_path / "copy", read_only=True) as copy:
+        assert copy.get(job_id).name == "n"
+
+
+def test_nobody_else_may_read_the_file(tmp_path: Path) -> None:
+    with rqlab.open(tmp_path / "jobs") as rq:
+        rq.push("q", "n")
+
+        modes = {path.name: path.stat().st_mode & 0o077 for path in (tmp_path / "jobs").iterdir()}
+
+    assert len(modes) >= 4
+    assert set(modes.values()) == {0}
+
+
+def test_a_path_that_looks_like_a_variable_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+
+    with rqlab.open(tmp_path / "$ELSEWHERE" / "~") as rq:
+        rq.push("q", "n")
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["$ELSEWHERE"]

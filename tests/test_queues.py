@@ -1117,7 +1117,7 @@ def test_counts_equal_a_recount_after_a_random_program(rq: rqlab.Queues, wall: W
 
 
 def test_an_item_of_push_many_may_not_name_another_queue(rq: rqlab.Queues) -> None:
-    with pytest.raises(ValidationError, match=r"items\[1\].*unknown 'queue'"):
+    with pytest.raises(rqlab.ValidationError, match=r"items\[1\].*unknown 'queue'"):
         rq.push_many("mine", [{"name": "a"}, {"name": "b", "queue": "other"}])
 
     assert rq.counts().total == 0

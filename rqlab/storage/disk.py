@@ -118,6 +118,8 @@ class _Cache(diskcache.Cache):  # type: ignore[misc]  # diskcache has no types
 
     def __init__(self, directory: str, connection: sqlite3.Connection) -> None:
         self._connection = connection
+        if os.path.expandvars(directory) != directory:  # it would make that directory; it needs none from us
+            directory = "/"
         super().__init__(directory, timeout=FOREIGN_WRITER_SECONDS, disk=_Bytes, **SETTINGS)
 
     @property
@@ -219,7 +221,7 @@ class DiskStore(_Reads):
         allow_network: bool = False,
     ) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the program may change its directory
         self._pid = os.getpid()
         self._lead = threading.RLock()  # held by the leader, and by whoever needs the directory alone
         self._lock = threading.Lock()  # held by whoever uses the connection
@@ -300,6 +302,7 @@ class DiskStore(_Reads):
 
     def _run_line(self) -> None:
         """Run everybody's work in one transaction, then hand out what came of it."""
+        self._refuse_if_gone()
         self._settle()
         calls = [call for call in list(self._line)[:MAX_BATCH] if not call.done]
         if calls:
@@ -389,6 +392,7 @@ class DiskStore(_Reads):
             call.nudge()
 
     def changed(self) -> int:
+        self._refuse_if_gone()  # the one look that an idle worker takes
         return self._read(_Raw.data_version) + self._version
 
     def _read(self, ask: Callable[Concatenate["_Raw", P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -435,6 +439,8 @@ class DiskStore(_Reads):
                 self._write_lock.acquire()
                 for view in list(_views):  # SQLite would give this process's writer a view's read-only shared memory
                     view.let_go()
+                with contextlib.suppress(FileExistsError):  # SQLite would make it readable for all
+                    os.close(os.open(self.path / DATABASE, os.O_CREAT | os.O_EXCL, 0o600))
                 connection = sqlite3.connect(
                     self.path / DATABASE, timeout=FOREIGN_WRITER_SECONDS, isolation_level=None, check_same_thread=False
                 )
@@ -449,13 +455,32 @@ class DiskStore(_Reads):
                 if self._cache.get(FORMAT_KEY) is None:
                     self._cache.set(FORMAT_KEY, b"%d" % FORMAT)
                 self._cache._txn_id = None
+            self._file = self._file_there()
             _open_stores.add(self)
+        except OSError as error:
+            raise file_error(f"cannot open {self.path}", error) from error
         except (sqlite3.Error, diskcache.Timeout) as error:
             raise _ours(error, self.path, "open") from error
         finally:
             if connection is not None and self not in _open_stores:
                 connection.close()
             self._write_lock.release()
+
+    def _file_there(self) -> tuple[int, int] | None:
+        """Which file stands under our name: device and inode."""
+        try:
+            there = (self.path / DATABASE).stat()
+        except OSError:
+            return None
+        return there.st_dev, there.st_ino
+
+    def _refuse_if_gone(self) -> None:
+        """SQLite would go on in a file that has been removed, and all of it would be lost at the end."""
+        if self._file_there() != self._file:
+            raise StoreError(
+                f"the directory {self.path} was removed or replaced while these queues had it open: nothing more is "
+                "stored in it. Close them and open the directory again; stop workers before you remove a directory"
+            )
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -537,7 +562,7 @@ class ReadOnlyStore(_Reads):
         self, path: str | os.PathLike[str], busy_timeout: float = LOOK_SECONDS, *, may_be_empty: bool = False
     ) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # the program may change its directory
         self._pid = os.getpid()
         self._closed = False
         self._connection: sqlite3.Connection | None = None  # beside a writer; a still file is opened at each look
