@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_disk import another_process, deny
+from test_stores import counted, id_of, job, line, put, recounted
 
 import rqlab
 from rqlab.errors import DuplicateKey, StoreBusy, StoreError
@@ -27,8 +29,6 @@ from rqlab.storage import disk as disk_module
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.memory import MemoryStore
 from rqlab.storage.place import LAST, place, shelf
-from tests.test_disk import another_process, deny
-from tests.test_stores import counted, id_of, job, line, put, recounted
 
 PATIENCE = 30.0  # seconds for a thread to do its part
 INTERRUPTS = int(os.environ.get("RQLAB_INTERRUPTS", "200"))

@@ -85,7 +85,6 @@ BESIDE_A_WRITER = "readonly_shm=1"
 STILL = "immutable=1"
 
 _looking = threading.Lock()  # held by whichever view of this process is looking
-_open_stores: "weakref.WeakSet[DiskStore]" = weakref.WeakSet()
 _views: "weakref.WeakSet[ReadOnlyStore]" = weakref.WeakSet()
 
 _encode = msgspec.json.Encoder().encode
@@ -433,7 +432,7 @@ class DiskStore(_Reads):
 
     def _open(self) -> None:
         """Let diskcache set itself up in one transaction: a power cut in the middle leaves nothing half made."""
-        connection = None
+        connection, is_open = None, False
         try:
             with _looking:  # taken before write.lock, as views do
                 self._write_lock.acquire()
@@ -456,13 +455,13 @@ class DiskStore(_Reads):
                     self._cache.set(FORMAT_KEY, b"%d" % FORMAT)
                 self._cache._txn_id = None
             self._file = self._file_there()
-            _open_stores.add(self)
+            is_open = True
         except OSError as error:
             raise file_error(f"cannot open {self.path}", error) from error
         except (sqlite3.Error, diskcache.Timeout) as error:
             raise _ours(error, self.path, "open") from error
         finally:
-            if connection is not None and self not in _open_stores:
+            if connection is not None and not is_open:
                 connection.close()
             self._write_lock.release()
 
@@ -516,9 +515,10 @@ class DiskStore(_Reads):
         unfinished = target / "cache.db-unfinished"
         try:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if any(found != unfinished for found in target.iterdir()):
-                raise StoreError(f"cannot back up to {target}: expected a directory that is new or empty; it has files")
-            unfinished.unlink(missing_ok=True)
+            for found in target.iterdir():
+                if not found.name.startswith(unfinished.name):  # it, or SQLite's journal of it: a kill cut it short
+                    raise StoreError(f"cannot back up to {target}: expected an empty directory; found {found.name}")
+                found.unlink()
             with (
                 contextlib.closing(_connect_read_only(self.path, BESIDE_A_WRITER)) as source,
                 contextlib.closing(sqlite3.connect(unfinished)) as copy,
@@ -820,20 +820,13 @@ def _refuse_in_a_fork(pid: int) -> None:
         )
 
 
-def _forget_stores_in_a_fork() -> None:
-    """Keep the parent's connections for ever: to close one here would undo, in shared memory, what the parent does."""
+def _renew_lock_in_a_fork() -> None:
+    """A thread of the parent may have held it, and is not here to let go."""
     global _looking
     _looking = threading.Lock()
-    connections = [store._connection for store in _open_stores]
-    connections += [view._connection for view in _views if view._connection is not None]
-    if connections:
-        import ctypes  # only here: the one way to keep an object past the end of the interpreter
-
-        for connection in connections:
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(connection))
 
 
-os.register_at_fork(after_in_child=_forget_stores_in_a_fork)
+os.register_at_fork(after_in_child=_renew_lock_in_a_fork)
 
 
 def _rows(staged: Staged) -> tuple[list[tuple[str, bytes, str | None]], list[str]]:
