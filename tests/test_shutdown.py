@@ -248,6 +248,8 @@ def test_a_with_block_runs_a_worker_and_finishes_its_runs_at_the_end(rq: rqlab.Q
 
     assert [rq.get(job_id).state for job_id in (running, waiting)] == [State.COMPLETED, State.WAITING]
     wait_for(lambda: threads() == {"rqlab-heartbeat", "rqlab-housekeeping"}, "the end of its threads")
+    assert rq._supervisor._workers == {}
+    assert rq._observers._bells == frozenset()
 
 
 def test_an_error_in_a_with_block_is_raised_when_the_worker_has_ended(rq: rqlab.Queues) -> None:
@@ -382,6 +384,9 @@ def test_closing_the_queues_releases_the_runs_of_workers_under_way(tmp_path: Any
     else:
         threading.Thread(target=rq.run_worker, args=("q", handler), daemon=True).start()
     assert handler.begun.wait(LONG)
+    (running,) = rq._running
+    step = running._worker.step  # type: ignore[union-attr]
+    running._worker.step = lambda now: time.sleep(0.2) or step(now)  # type: ignore[union-attr,method-assign]
 
     rq.close()
 
