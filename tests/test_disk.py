@@ -804,8 +804,9 @@ if sys.argv[3] == "parent stays":
     if os.fork() == 0: sys.exit()  # the interpreter ends, and takes all its objects apart
     os.wait()
 else:
-    sys.stdout.flush()
-    if os.fork() != 0: os.kill(os.getpid(), 9)
+    parent = os.getpid()
+    if os.fork() != 0: os.kill(parent, 9)
+    while os.getppid() == parent: pass
     # the child goes on to print, and to wait
 """
 
