@@ -132,6 +132,7 @@ class Recorder:
         self._random = random.Random(seed)
         self._backends = BACKENDS if backend is None else (backend,)
         self._installed: Backend | None = None
+        self.backend: str | None = None  #: the row of BACKENDS that is at work, or was
         self._lock = threading.RLock()  # two connections: an operation and its line in the log are one step
 
     @property
@@ -172,6 +173,7 @@ class Recorder:
                 complaints.append(f"{name}: {error}")
                 log.info("power cuts: %s does not work here: %s", name, error)
             else:
+                self.backend = name
                 return backend
         raise RecorderUnavailable(
             "cannot record what SQLite writes, so the power cannot be cut: "

@@ -1,21 +1,30 @@
 """Opens what a power cut left, by SQLite alone, and reads it: sound or not, and which state it is.
 
-Knows the entries of a directory as the store lays them out; not what should be in them.
+Knows the entries of a directory as the store lays them out; not what should be in them. What should is told by a
+History: the states that the recorded log went through, and how many of them were acknowledged before each cut.
 """
 
 import contextlib
+import itertools
+import os
+import shutil
 import sqlite3
+import tempfile
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from rqlab.job import Job
+from rqlab.simulation.platter import CRASH_KINDS, Cut, Platter
 from rqlab.storage.place import SHELVES, place
 
 COUNTERS = "queue/"
 DATABASE = "cache.db"
+MEMORY_DIRECTORY = Path("/dev/shm")  # files in memory, on Linux: a scratch directory needs no disk
 
 Row = tuple[object, ...]
 State = frozenset[Row]
@@ -30,6 +39,87 @@ class Recovered(NamedTuple):
 
     state: State  #: every entry and setting; NOTHING where no table has been made
     complaints: list[str]  #: what SQLite finds wrong with the file
+
+
+class Verdict(NamedTuple):
+    """What a cut did to what had been promised."""
+
+    cut: Cut
+    lost: int  #: acknowledged transactions that are gone
+    complaints: list[str]  #: damage, or a state that never was
+
+    @property
+    def ok(self) -> bool:
+        return not self.lost and not self.complaints
+
+
+class History:
+    """The states that a recorded directory went through, one a transaction, and which were acknowledged when.
+
+    They are read from the `sigkill` image at every operation: what a process finds that starts at that moment.
+    `acknowledged_at` are the lengths of the log at which a call returned, `directory` is the store's name in it.
+    """
+
+    def __init__(self, platter: Platter, directory: str, acknowledged_at: Iterable[int], scratch: Path) -> None:
+        self.directory = directory
+        self.states: list[State] = [NOTHING]
+        self.committed_at: list[int] = []  #: by cut: the index of the newest state that the process could see
+        self.acknowledged_at = sorted(acknowledged_at)
+        self._judged: dict[State, list[str]] = {}
+        for at in range(len(platter) + 1):
+            recovered = self.recover(platter, Cut(at, "sigkill"), scratch)
+            assert not recovered.complaints, f"the log itself is damaged at {at}: {recovered.complaints}"
+            if recovered.state != self.states[-1]:
+                self.states.append(recovered.state)
+            self.committed_at.append(len(self.states) - 1)
+
+    def recover(self, platter: Platter, cut: Cut, scratch: Path) -> Recovered:
+        """Recover from a cut in a fresh directory, which is removed again; with the complaints about the records."""
+        with laid_out(platter, cut, scratch) as image:
+            recovered = read(image / self.directory)
+            if recovered.state not in self._judged:
+                self._judged[recovered.state] = complaints_about(recovered.state, image / self.directory)
+        return recovered._replace(complaints=recovered.complaints + self._judged[recovered.state])
+
+    def judge(self, platter: Platter, cut: Cut, scratch: Path) -> Verdict:
+        """Recover from a cut, and hold what is there against what was promised by then."""
+        recovered = self.recover(platter, cut, scratch)
+        if recovered.complaints:
+            return Verdict(cut, 0, recovered.complaints)
+        promised = self.promised_at(cut.at)
+        issued = self.committed_at[cut.at]
+        found = [index for index in range(issued + 1) if self.states[index] == recovered.state]
+        if not found:
+            return Verdict(cut, 0, [f"its state is that after none of the {issued} transactions"])
+        lost = max(promised - found[-1], 0)
+        return Verdict(cut, max(lost - 1, 0) if CRASH_KINDS[cut.kind].loses_the_last else lost, [])
+
+    def promised_at(self, at: int) -> int:
+        """The index of the newest state that was acknowledged before a cut."""
+        returned = bisect_right(self.acknowledged_at, at)
+        return self.committed_at[self.acknowledged_at[returned - 1]] if returned else 0
+
+
+_numbers = itertools.count()
+
+
+@contextlib.contextmanager
+def laid_out(platter: Platter, cut: Cut, scratch: Path) -> Iterator[Path]:
+    """What is left after a cut, in a fresh directory for as long as the block runs."""
+    directory = scratch / f"cut-{next(_numbers)}"
+    platter.cut(cut).write(directory)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
+
+
+@contextlib.contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A directory for as long as the block runs, in memory where the system can."""
+    in_memory = MEMORY_DIRECTORY.is_dir() and os.access(MEMORY_DIRECTORY, os.W_OK)
+    with tempfile.TemporaryDirectory(prefix="rqlab-", dir=MEMORY_DIRECTORY if in_memory else None) as path:
+        yield Path(path).resolve()
 
 
 def read(directory: Path) -> Recovered:

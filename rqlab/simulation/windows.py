@@ -40,9 +40,8 @@ def _restarts(log: Sequence[Operation]) -> list[bool]:
                 has_commit = has_commit or _commits(operation)
         elif _is(operation, WAL, Kind.CREATE) or _is(operation, WAL, Kind.TRUNCATE):
             has_frames = operation.kind is Kind.TRUNCATE  # a log cut to nothing restarts too
+        is_open = is_open and not (has_commit and _is(operation, WAL, Kind.SYNC))
         marks.append(is_open)
-        if is_open and has_commit and _is(operation, WAL, Kind.SYNC):
-            is_open = False
     return marks
 
 
@@ -66,9 +65,8 @@ def _creations(log: Sequence[Operation]) -> list[bool]:
         if _is(operation, "", Kind.CREATE):
             is_open, has_commit = True, False
         has_commit = has_commit or (_is(operation, WAL, Kind.WRITE) and _commits(operation))
+        is_open = is_open and not (has_commit and _is(operation, WAL, Kind.SYNC))
         marks.append(is_open)
-        if has_commit and _is(operation, WAL, Kind.SYNC):
-            is_open = False
     return marks
 
 
@@ -79,9 +77,11 @@ def _closes(log: Sequence[Operation]) -> list[bool]:
         if not _is(operation, WAL, Kind.DELETE):
             continue
         start = end
-        while start >= 0 and not _is(log[start], WAL, Kind.WRITE):
-            marks[start] = True
+        while start > 0 and not _is(log[start - 1], WAL, Kind.WRITE):
             start -= 1
+        if _is(log[start], WAL, Kind.SYNC):
+            start += 1  # it made the last transaction safe
+        marks[start : end + 1] = [True] * (end + 1 - start)
     return marks
 
 
