@@ -1,0 +1,188 @@
+"""The promise of `durable` under power cuts: at every operation, in every way, nothing acknowledged is lost.
+
+Beside each test that nothing is lost stands one that a store which cheats does lose, in the same test.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import diskcache
+import pytest
+from conftest import Wall
+from power_cuts import JOBS, Recorded, everything, fix_chance, pushes, record
+
+import rqlab
+from rqlab.simulation import recovery
+from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
+from rqlab.simulation.recorder import Recorder
+from rqlab.simulation.recovery import History, Verdict, laid_out
+from rqlab.simulation.windows import WINDOWS, hits
+from rqlab.storage import disk
+
+ORDINARY_CUTS = 5_000  # at least so many in an ordinary run
+ENGINE_SHARE = 10  # one cut in so many is recovered through the engine too
+WAYS = [(kind, names) for kind in CRASH_KINDS for names in NAME_MODELS]
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    with recovery.scratch_directory() as path:
+        yield path
+
+
+@pytest.fixture(scope="module")
+def workload(scratch: Path) -> Recorded:
+    """One recording for all cuts: a directory's life from its creation to its second close."""
+    with pytest.MonkeyPatch.context() as patch:
+        fix_chance(patch)
+        wall = Wall()
+        patch.setattr("rqlab.clock.now", lambda: wall.now)
+        (scratch / "everything").mkdir()
+        return record(scratch / "everything", scratch, wall, everything)
+
+
+def verdicts(recorded: Recorded, kind: str, names: str, scratch: Path, seed: int = 0) -> list[Verdict]:
+    """Of a cut at every operation."""
+    platter, history = recorded.platter, recorded.history
+    return [history.judge(platter, Cut(at, kind, names, seed), scratch) for at in range(len(platter) + 1)]
+
+
+def runs_on(directory: Path, recovered: recovery.Recovered) -> None:
+    """The engine opens what was recovered, finds the same jobs, and a job goes through it from push to ack."""
+    keys = {row[0] for row in recovered.state if len(row) == 6}
+    with rqlab.open(directory) as rq:
+        before = rq.jobs(limit=1_000)
+        assert {job.id for job in before} <= keys
+        assert sum(getattr(rq.counts(), state) for state in rqlab.State) == len(before)
+        pushed = rq.push("after", "cut")
+        (job,) = rq.pull("after", worker="w3")
+        assert job.id == pushed
+        assert rq.ack(job).state == "completed"
+        assert len(rq.jobs(limit=1_000)) == len(before) + 1
+
+
+# What is lost: nothing.
+
+
+@pytest.mark.parametrize(("kind", "names"), WAYS)
+def test_no_cut_loses_what_was_acknowledged(workload: Recorded, scratch: Path, kind: str, names: str) -> None:
+    bad = [verdict for verdict in verdicts(workload, kind, names, scratch) if not verdict.ok]
+
+    assert bad == []
+
+
+def test_the_campaign_is_large_and_hits_every_window(workload: Recorded) -> None:
+    cuts_a_way = len(workload.platter) + 1
+    counted = hits(workload.platter.recording.operations, range(cuts_a_way))
+
+    assert cuts_a_way * len(WAYS) >= ORDINARY_CUTS
+    assert set(counted) == set(WINDOWS)
+    assert min(counted.values()) >= 10, counted
+
+
+@pytest.mark.parametrize(("kind", "names"), WAYS)
+def test_the_engine_goes_on_after_a_cut(workload: Recorded, scratch: Path, kind: str, names: str) -> None:
+    platter = workload.platter
+    start = WAYS.index((kind, names)) % ENGINE_SHARE  # other operations in each way
+    for at in range(start, len(platter) + 1, ENGINE_SHARE):
+        with laid_out(platter, Cut(at, kind, names), scratch) as image:
+            runs_on(image / JOBS, recovery.read(image / JOBS))
+
+
+@pytest.mark.parametrize(("kind", "names"), WAYS)
+def test_a_directory_cut_while_it_was_made_opens_or_was_never_made(
+    workload: Recorded, scratch: Path, kind: str, names: str
+) -> None:
+    platter = workload.platter
+    opened_at = workload.history.acknowledged_at[0]
+    for at in range(opened_at + 1):
+        with laid_out(platter, Cut(at, kind, names), scratch) as image:
+            recovered = recovery.read(image / JOBS)
+            assert recovered.complaints == []
+            assert not [row for row in recovered.state if len(row) == 6 and str(row[0]).count("-") == 4], "a job"
+            runs_on(image / JOBS, recovered)
+
+
+def test_what_the_store_held_is_what_its_log_says(workload: Recorded) -> None:
+    history = workload.history
+
+    for at, state in workload.live:
+        assert history.states[history.committed_at[at]] == state
+    assert len(history.states) > 30
+
+
+@pytest.mark.parametrize("kind", CRASH_KINDS)
+def test_no_cut_loses_what_a_group_commit_acknowledged(scratch: Path, tmp_path: Path, kind: str) -> None:
+    acknowledged: list[tuple[int, str]] = []
+    with recovery.scratch_directory() as directory, Recorder(directory, seed=1) as recorder:
+        rq = rqlab.open(directory / JOBS)
+
+        def producer() -> None:
+            for number in range(4):
+                job_id = rq.push("mail", "send", number)
+                acknowledged.append((len(recorder), job_id))
+
+        threads = [threading.Thread(target=producer) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        rq.close()
+    platter = Platter(recorder.recording)
+    history = History(platter, JOBS, [at for at, _ in acknowledged], scratch)
+
+    for at in range(len(platter) + 1):
+        cut = Cut(at, kind, "strict")
+        verdict = history.judge(platter, cut, scratch)
+        assert verdict.ok, verdict
+        if not CRASH_KINDS[kind].loses_the_last:
+            keys = {row[0] for row in history.recover(platter, cut, scratch).state}
+            assert {job_id for returned_at, job_id in acknowledged if returned_at <= at} <= keys
+    assert len(acknowledged) == 24
+
+
+# What a cheat loses: these tests can fail.
+
+
+def test_synchronous_normal_planted_in_durable_is_caught(
+    scratch: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(disk.SETTINGS, "sqlite_synchronous", 1)
+    with recovery.scratch_directory() as directory:
+        recorded = record(directory, scratch, wall, pushes)
+
+    found = Counter(
+        {kind: sum(verdict.lost > 0 for verdict in verdicts(recorded, kind, "strict", scratch)) for kind in CRASH_KINDS}
+    )
+
+    assert found["sigkill"] == 0, "kill -9 loses nothing in any mode"
+    assert all(found[kind] > 20 for kind in CRASH_KINDS if kind != "sigkill"), found
+
+
+def test_a_side_file_that_nobody_syncs_is_caught(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(disk.SETTINGS, "disk_min_file_size", 32 * 1024)
+    monkeypatch.setattr(disk._Bytes, "store", diskcache.Disk.store)  # ours keeps every value inside, whatever is set
+    with recovery.scratch_directory() as directory, Recorder(directory) as recorder:
+        with rqlab.open(directory / JOBS) as rq:
+            rq.push("mail", "send", "x" * 40_000)
+            at = len(recorder)
+        assert list((directory / JOBS).rglob("*.val")), "the plant has not grown"
+    with laid_out(Platter(recorder.recording), Cut(at, "lost"), scratch) as image:
+        state = recovery.read(image / JOBS).state
+        said = recovery.complaints_about(state, image / JOBS)
+
+    assert len(said) == 1
+    assert "its value was in the file" in said[0]
+
+
+def test_a_store_that_forgets_to_write_its_counters_is_caught(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk.DiskStore, "_count", lambda *arguments: None)
+    with recovery.scratch_directory() as directory, Recorder(directory) as recorder:
+        with rqlab.open(directory / JOBS) as rq:
+            rq.push("mail", "send")
+    with laid_out(Platter(recorder.recording), Cut(len(recorder), "lost"), scratch) as image:
+        said = recovery.complaints_about(recovery.read(image / JOBS).state, image / JOBS)
+
+    assert said == ["queue mail: its counters say 0 waiting, there are 1"]
