@@ -3,6 +3,7 @@
 Beside each test that nothing is lost stands one that a store which cheats does lose, in the same test.
 """
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from conftest import Wall
 from power_cuts import JOBS, Recorded, everything, fix_chance, pushes, record
 
 import rqlab
+from rqlab.errors import StoreError
 from rqlab.simulation import recovery
 from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
 from rqlab.simulation.recorder import Recorder
@@ -103,6 +105,39 @@ def test_a_directory_cut_while_it_was_made_opens_or_was_never_made(
             assert recovered.complaints == []
             assert not [row for row in recovered.state if len(row) == 6 and str(row[0]).count("-") == 4], "a job"
             runs_on(image / JOBS, recovered)
+
+
+def test_a_new_directory_has_a_safe_name_before_anything_is_stored_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.fstat(fd).st_ino), real(fd))[1])
+    with Recorder(tmp_path, stop_at=0):  # the power fails when SQLite first asks for anything
+        with pytest.raises(StoreError):
+            rqlab.open(tmp_path / "new" / "newer" / JOBS)
+
+    assert set(synced) >= {path.stat().st_ino for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "newer")}
+
+
+def test_a_backup_has_a_safe_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    with rqlab.open(tmp_path / JOBS) as rq:
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
+        rq.backup(tmp_path / "new" / "copy")
+
+    assert set(synced) >= {path.stat().st_ino for path in (tmp_path, tmp_path / "new", tmp_path / "new" / "copy")}
+
+
+def test_a_directory_under_one_that_cannot_be_read_still_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(disk, "_fsync_directory", refused)
+    (tmp_path / JOBS).mkdir()
+
+    with rqlab.open(tmp_path / JOBS) as rq:
+        assert rq.push("mail", "send")
 
 
 def test_what_the_store_held_is_what_its_log_says(workload: Recorded) -> None:

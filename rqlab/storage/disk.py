@@ -420,7 +420,7 @@ class DiskStore(_Reads):
                 "allow_network_filesystem=True"
             )
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
+            _make_safely(self.path)
         except OSError as error:
             raise file_error(f"cannot make the directory {self.path}", error) from error
         if (self.path / DATABASE).is_file():  # look before anything is touched: it may not be ours
@@ -515,7 +515,7 @@ class DiskStore(_Reads):
         self._refuse_if_closed()
         unfinished = target / "cache.db-unfinished"
         try:
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_safely(target)
             if any(found != unfinished for found in target.iterdir()):
                 raise StoreError(f"cannot back up to {target}: expected a directory that is new or empty; it has files")
             unfinished.unlink(missing_ok=True)
@@ -742,6 +742,21 @@ class _Raw:
     def queues(self) -> list[str]:
         rows = self.sql("SELECT key FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag", (COUNTERS, COUNTERS + LAST))
         return [str(key).removeprefix(COUNTERS) for (key,) in rows]
+
+
+def _make_safely(path: Path) -> None:
+    """Make a directory whose name survives a power cut: SQLite syncs the names in it, nobody its own.
+
+    The parent of a directory that is there but has no database is synced too: whoever made it may have died first.
+    """
+    path = path.absolute()
+    if (path / DATABASE).exists():
+        return
+    unsafe = [path.parent, *(each.parent for each in path.parents if not each.exists())]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
+    for parent in unsafe:
+        with contextlib.suppress(PermissionError):  # it may be entered but not read: then it was there before us
+            _fsync_directory(parent)
 
 
 def _fsync_directory(path: Path) -> None:
