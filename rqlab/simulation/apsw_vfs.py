@@ -140,6 +140,20 @@ class _Connection:
     def in_transaction(self) -> bool:
         return bool(self._connection.in_transaction)
 
+    def __enter__(self) -> "_Connection":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        """Commit or roll back, as sqlite3's does; a COMMIT that fails is rolled back."""
+        if not self.in_transaction:
+            return
+        try:
+            self.execute("COMMIT" if error is None else "ROLLBACK")
+        except sqlite3.Error:
+            if error is None and self.in_transaction:
+                self.execute("ROLLBACK")
+            raise
+
     def close(self) -> None:
         with contextlib.suppress(apsw.Error):  # sqlite3 closes without a word too: what was committed is in the log
             self._connection.close()

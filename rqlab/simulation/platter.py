@@ -4,9 +4,9 @@ Between two syncs a disk may do as it likes with what it was given; a crash kind
 and names, not what is in them, and draws every number from the cut's own seed: the same cut is the same image.
 """
 
+import random
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
 from typing import NamedTuple
 
 from rqlab.simulation.recorder import Kind, Operation, Recording
@@ -18,7 +18,7 @@ JUNK_CHANCE = 0.25  # of a sector that was kept, in `garbage`
 TORN_CHANCE = 0.25  # of a sector that was in flight, in `nopsow`
 
 Content = bytearray
-Survive = Callable[[Content, list[Operation], Random], None]
+Survive = Callable[[Content, list[Operation], random.Random], None]
 
 
 class Cut(NamedTuple):
@@ -41,54 +41,54 @@ class CrashKind(NamedTuple):
     loses_the_last: bool = False  #: SQLite relies on power-safe overwrite: FULL may lose its last transaction
 
 
-def _keep_all(content: Content, unsynced: list[Operation], random: Random) -> None:
+def _keep_all(content: Content, unsynced: list[Operation], dice: random.Random) -> None:
     for operation in unsynced:
         _apply(content, operation)
 
 
-def _keep_none(content: Content, unsynced: list[Operation], random: Random) -> None:
+def _keep_none(content: Content, unsynced: list[Operation], dice: random.Random) -> None:
     pass
 
 
-def _tear(content: Content, unsynced: list[Operation], random: Random) -> None:
-    kept = random.randint(0, len(unsynced))
+def _tear(content: Content, unsynced: list[Operation], dice: random.Random) -> None:
+    kept = dice.randint(0, len(unsynced))
     for operation in unsynced[:kept]:
         _apply(content, operation)
     if kept < len(unsynced) and unsynced[kept].kind is Kind.WRITE:
         torn = unsynced[kept]
-        _put(content, torn.offset, torn.payload[: random.randint(0, len(torn.payload))])
+        _put(content, torn.offset, torn.payload[: dice.randint(0, len(torn.payload))])
 
 
-def _reorder(content: Content, unsynced: list[Operation], random: Random, junk_chance: float = 0.0) -> None:
-    chance = random.choice(KEEP_CHANCES)
+def _reorder(content: Content, unsynced: list[Operation], dice: random.Random, junk_chance: float = 0.0) -> None:
+    chance = dice.choice(KEEP_CHANCES)
     for operation in unsynced:
         if operation.kind is Kind.TRUNCATE:
-            if random.random() < chance:
+            if dice.random() < chance:
                 _apply(content, operation)
             continue
         for offset, piece in _sectors(operation, SECTOR):
-            if random.random() < chance:
-                is_junk = random.random() < junk_chance
-                _put(content, offset, random.randbytes(len(piece)) if is_junk else piece)
+            if dice.random() < chance:
+                is_junk = dice.random() < junk_chance
+                _put(content, offset, dice.randbytes(len(piece)) if is_junk else piece)
 
 
-def _garble(content: Content, unsynced: list[Operation], random: Random) -> None:
-    _reorder(content, unsynced, random, JUNK_CHANCE)
+def _garble(content: Content, unsynced: list[Operation], dice: random.Random) -> None:
+    _reorder(content, unsynced, dice, JUNK_CHANCE)
 
 
-def _tear_neighbours(content: Content, unsynced: list[Operation], random: Random) -> None:
-    chance = random.choice(KEEP_CHANCES)
+def _tear_neighbours(content: Content, unsynced: list[Operation], dice: random.Random) -> None:
+    chance = dice.choice(KEEP_CHANCES)
     for operation in unsynced:
         if operation.kind is Kind.TRUNCATE:
-            if random.random() < chance:
+            if dice.random() < chance:
                 _apply(content, operation)
             continue
         for offset, piece in _sectors(operation, WIDE_SECTOR):
-            if random.random() < TORN_CHANCE:
+            if dice.random() < TORN_CHANCE:
                 start = offset - offset % WIDE_SECTOR
                 end = max(offset + len(piece), min(start + WIDE_SECTOR, len(content)))
-                _put(content, start, random.randbytes(end - start))
-            elif random.random() < chance:
+                _put(content, start, dice.randbytes(end - start))
+            elif dice.random() < chance:
                 _put(content, offset, piece)
 
 
@@ -153,12 +153,12 @@ class _Inode:
         self.unsynced: list[Operation] = []
 
     def sync(self) -> None:
-        _keep_all(self.safe, self.unsynced, Random(0))
+        _keep_all(self.safe, self.unsynced, random.Random(0))
         self.unsynced = []
 
-    def after(self, kind: CrashKind, random: Random) -> bytes:
+    def after(self, kind: CrashKind, dice: random.Random) -> bytes:
         content = self.safe.copy()
-        kind.survive(content, self.unsynced, random)
+        kind.survive(content, self.unsynced, dice)
         return bytes(content)
 
 
@@ -177,12 +177,12 @@ class _Directory:
         _rename(self.safe, self.unsafe)
         self.unsafe = []
 
-    def after(self, random: Random) -> Names:
+    def after(self, dice: random.Random) -> Names:
         names = dict(self.safe)
         if self.model.in_order:
-            _rename(names, self.unsafe[: random.randint(0, len(self.unsafe))])
+            _rename(names, self.unsafe[: dice.randint(0, len(self.unsafe))])
         else:
-            _rename(names, [change for change in self.unsafe if random.random() < 0.5])
+            _rename(names, [change for change in self.unsafe if dice.random() < 0.5])
         return names
 
 
@@ -201,15 +201,15 @@ class Platter:
         """What is on the platter after a cut."""
         kind = CRASH_KINDS[cut.kind]
         self._walk(cut.at)
-        random = Random(f"{cut.seed}/{cut.kind}/{cut.names}/{cut.at}")  # of a text: the same in every process
+        dice = random.Random(f"{cut.seed}/{cut.kind}/{cut.names}/{cut.at}")  # of a text: the same in every process
         directory = self._directories[cut.names]
         if kind.keeps_all_names:
             names = self._names
         elif kind.keeps_unsafe_names:
-            names = directory.after(random)
+            names = directory.after(dice)
         else:
             names = directory.safe
-        return Image({name: inode.after(kind, random) for name, inode in names.items()})
+        return Image({name: inode.after(kind, dice) for name, inode in names.items()})
 
     def _start(self) -> None:
         self._at = 0

@@ -30,7 +30,8 @@ Row = tuple[object, ...]
 State = frozenset[Row]
 
 NOTHING: State = frozenset()
-ENTRIES = "SELECT key, raw, tag, mode, filename, value FROM Cache"
+ENTRY_COLUMNS = ("key", "raw", "tag", "mode", "filename", "value")  # no stamps: nothing of ours reads them
+ENTRIES = f"SELECT {', '.join(ENTRY_COLUMNS)} FROM Cache"
 SETTINGS = "SELECT key, value FROM Settings"  # diskcache's, with the count of entries that its triggers keep
 
 
@@ -148,13 +149,23 @@ def state_of(connection: sqlite3.Connection) -> State:
     return frozenset(rows)
 
 
+def jobs_in(state: State) -> list[Job]:
+    """The records in a state, in no order; large data is apart from them."""
+    shelves = tuple(SHELVES.values())
+    return [
+        msgspec.json.decode(row[5], type=Job)
+        for row in state
+        if len(row) == len(ENTRY_COLUMNS) and isinstance(row[5], bytes) and str(row[2]).startswith(shelves)
+    ]
+
+
 def complaints_about(state: State, directory: Path) -> list[str]:
     """What is wrong with the records: undecodable, in the wrong place, miscounted, or in a file that is not there."""
     said: list[str] = []
     counted: dict[str, Counter[str]] = {}
     stored: dict[str, dict[str, int]] = {}
     for row in state:
-        if len(row) != 6:
+        if len(row) != len(ENTRY_COLUMNS):
             continue
         key, _, tag, _, filename, value = row
         if filename is not None:
