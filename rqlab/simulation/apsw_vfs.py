@@ -177,12 +177,12 @@ def remove(recorder: Recorder) -> None:
         apsw.randomness(0)
 
 
-def _stand_in(database: Any, timeout: float = 5.0, *arguments: Any, uri: bool = False, **settings: Any) -> Any:
-    text = os.fsdecode(database)
+def _stand_in(database: Any, *arguments: Any, **settings: Any) -> Any:
+    text, uri = os.fsdecode(database), settings.get("uri", False)
     path = urllib.parse.unquote(urllib.parse.urlsplit(text).path) if uri and text.startswith("file:") else text
     if _find(os.path.realpath(path)) is None:
-        return _connect(database, timeout, *arguments, uri=uri, **settings)
-    return _Connection(text, timeout, uri)
+        return _connect(database, *arguments, **settings)
+    return _Connection(text, settings.get("timeout", 5.0), uri)
 
 
 def _find(path: str) -> tuple[Recorder, str] | None:
