@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise ImportError("apsw is not installed") from error
 
-from rqlab.simulation.recorder import OK, SHARED_MEMORY, Kind, Operation, RecordedFile, Recorder
+from rqlab.simulation.recorder import OK, SHARED_MEMORY, RecordedFile, Recorder
 
 T = TypeVar("T")
 
@@ -53,10 +53,9 @@ class _Vfs(apsw.VFS):
         if found is None:
             return super().xOpen(name, flags)
         recorder, recorded_name = found
-        kind = Kind.OPEN if os.path.exists(path) else Kind.CREATE  # noqa: PTH110  # as in vfs.py
         opened: list[_File] = []
         _perform(
-            lambda do: recorder.perform(Operation(kind, recorded_name), do),
+            lambda do: recorder.open(recorded_name, do),
             lambda: opened.append(_File(self.base, name, flags, recorder, recorded_name)),
         )
         return opened[0]
@@ -67,9 +66,11 @@ class _Vfs(apsw.VFS):
             super().xDelete(name, sync_names)
             return
         recorder, recorded_name = found
-        operation = Operation(Kind.DELETE, recorded_name, with_names=sync_names)
         delete = super().xDelete
-        _perform(lambda do: recorder.perform(operation, do), lambda: delete(name, sync_names and recorder.real_fsync))
+        _perform(
+            lambda do: recorder.delete(recorded_name, sync_names, do),
+            lambda: delete(name, sync_names and recorder.real_fsync),
+        )
 
     def xRandomness(self, count: int) -> bytes:
         return _recorders[-1].random_bytes(count) if _recorders else bytes(super().xRandomness(count))

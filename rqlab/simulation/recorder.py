@@ -109,6 +109,9 @@ class Recorder:
     operation: it and all later I/O fail, reads too, or the dying code would go on writing. Close stores inside the
     block; one that was cut may be left to the garbage collector, it can do no harm.
 
+    Begin before a store in the directory is opened: its files are read here, and to close a file that SQLite has open
+    drops this process's locks on it.
+
     `backend` is a row of BACKENDS; left out, the first that works is used, else RecorderUnavailable is raised.
     """
 
@@ -129,6 +132,7 @@ class Recorder:
         self.is_stopped = False
         self.operations: list[Operation] = []
         self.before: dict[str, bytes] = {}
+        self._known: set[str] = set()  # names of files that are in `before` or in the log
         self._random = random.Random(seed)
         self._backends = BACKENDS if backend is None else (backend,)
         self._installed: Backend | None = None
@@ -153,6 +157,7 @@ class Recorder:
             for path in sorted(self.directory.rglob("*"))
             if path.is_file() and not path.name.endswith(SHARED_MEMORY)
         }
+        self._known = set(self.before)
         self._installed = self._install()
         return self
 
@@ -190,6 +195,26 @@ class Recorder:
     def random_bytes(self, count: int) -> bytes:
         """For SQLite's pseudo-random generator, which asks for a seed of its own once after `install`."""
         return self._random.randbytes(count)
+
+    def open(self, name: str, do: Callable[[], int]) -> int:
+        """Perform the opening of a file. One that somebody else has made since we began is new to the disk too."""
+        with self._lock:
+            is_known = name in self._known
+            code = self.perform(Operation(Kind.OPEN if is_known else Kind.CREATE, name), do)
+            if code == OK and not is_known:
+                self._known.add(name)
+                content = (self.directory / name).read_bytes()
+                if content:
+                    self.operations.append(Operation(Kind.WRITE, name, 0, content))
+            return code
+
+    def delete(self, name: str, syncs_names: bool, do: Callable[[], int]) -> int:
+        """Perform the deletion of a file."""
+        with self._lock:
+            code = self.perform(Operation(Kind.DELETE, name, with_names=syncs_names), do)
+            if code == OK:
+                self._known.discard(name)
+            return code
 
     def perform(self, operation: Operation, do: Callable[[], int]) -> int:
         """Do it and write it down, or refuse it; SQLite's result code."""

@@ -18,8 +18,6 @@ from typing import Any
 from rqlab.simulation.recorder import (
     OK,
     SHARED_MEMORY,
-    Kind,
-    Operation,
     RecordedFile,
     Recorder,
     RecorderUnavailable,
@@ -161,8 +159,7 @@ class _Interceptor:
             return self._open(self._default, path, file, flags, flags_out)
         recorder, name = found
         assert path is not None, "a file without a name is nobody's"
-        kind = Kind.OPEN if os.path.exists(os.fsdecode(ctypes.string_at(path))) else Kind.CREATE  # noqa: PTH110  # hot
-        code = recorder.perform(Operation(kind, name), lambda: self._open(self._default, path, file, flags, flags_out))
+        code = recorder.open(name, lambda: self._open(self._default, path, file, flags, flags_out))
         head = _File.from_address(file)
         if code != OK:
             head.pMethods = None  # SQLite must not close what was refused
@@ -180,10 +177,7 @@ class _Interceptor:
             return self._delete(self._default, path, sync_names)
         recorder, name = found
         real_sync = sync_names if recorder.real_fsync else 0
-        return recorder.perform(
-            Operation(Kind.DELETE, name, with_names=bool(sync_names)),
-            lambda: self._delete(self._default, path, real_sync),
-        )
+        return recorder.delete(name, bool(sync_names), lambda: self._delete(self._default, path, real_sync))
 
     def randomness(self, vfs: int, count: int, buffer: int) -> int:
         if not self._recorders:
