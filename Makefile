@@ -4,13 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench fixtures clean
+.PHONY: demo test torture check bench fixtures clean
 
 demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 	$(BIN)/rqlab demo
 
 test: check  ## everything that CI runs
 	$(BIN)/pytest -n 2 --dist worksteal
+
+torture: $(VENV)/.tests  ## the power cut 120 000 times and more
+	RQLAB_CUT_SEEDS=20 $(BIN)/pytest -n 2 --dist worksteal --timeout 600 tests/test_power_durable.py
 
 check: $(VENV)/.tests
 	$(BIN)/ruff format --check .

@@ -27,6 +27,8 @@ ALLOWED = {
     "clock.py": CLOCKS,
     "storage/locks.py": {"time"},  # sleeps between two looks at a lock of another process; measures nothing
     "queues.py": CHANCE,  # ids and jitter are drawn at the front door
+    "simulation/recorder.py": {"random"},  # from the seed that it is given
+    "simulation/platter.py": {"random"},  # from the seed of a cut
 }
 
 

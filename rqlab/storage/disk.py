@@ -82,6 +82,9 @@ UPSERT = (
 
 CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
 BESIDE_A_WRITER = "readonly_shm=1"
+#: A log of this length has no frames: the database is complete without it. A kill at the first commit leaves one, and
+#: SQLite, where it may not repair it, waits 10 s for its salts and those of the index to agree.
+LOG_HEADER_BYTES = 32
 STILL = "immutable=1"
 
 _looking = threading.Lock()  # held by whichever view of this process is looking
@@ -419,10 +422,11 @@ class DiskStore(_Reads):
                 "allow_network_filesystem=True"
             )
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
+            _make_safely(self.path)
         except OSError as error:
             raise file_error(f"cannot make the directory {self.path}", error) from error
-        if (self.path / DATABASE).is_file():  # look before anything is touched: it may not be ours
+        is_whole = not (self.path / f"{DATABASE}-journal").exists()  # else it was cut as it was made: _open mends it
+        if (self.path / DATABASE).is_file() and is_whole:  # look before anything is touched: it may not be ours
             try:
                 ReadOnlyStore(self.path, min(busy_timeout, LOOK_SECONDS), may_be_empty=True).close()
             except (FormatTooNew, StoreCorrupt):
@@ -514,7 +518,7 @@ class DiskStore(_Reads):
         self._refuse_if_closed()
         unfinished = target / "cache.db-unfinished"
         try:
-            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_safely(target)
             for found in target.iterdir():
                 if not found.name.startswith(unfinished.name):  # it, or SQLite's journal of it: a kill cut it short
                     raise StoreError(f"cannot back up to {target}: expected an empty directory; found {found.name}")
@@ -611,10 +615,12 @@ class ReadOnlyStore(_Reads):
         except StoreBusy:  # a writer that was stopped in the middle; its log stays
             if not self._log.exists():
                 raise
-        if self._log.with_name(f"{DATABASE}-shm").exists() and self._log.exists():
+        log_bytes = _size(self._log)
+        has_index = self._log.with_name(f"{DATABASE}-shm").exists()
+        if has_index and self._log.exists() and log_bytes != LOG_HEADER_BYTES:
             self._connect(BESIDE_A_WRITER)
             self._raw.data_version()
-        elif _size(self._log) > 0:
+        elif log_bytes > LOG_HEADER_BYTES:
             raise StoreError(
                 f"cannot read {self.path}: its {self._log.name} has lost its {DATABASE}-shm, by a copy or a power cut; "
                 "open it once without read_only=True"
@@ -742,6 +748,21 @@ class _Raw:
     def queues(self) -> list[str]:
         rows = self.sql("SELECT key FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag", (COUNTERS, COUNTERS + LAST))
         return [str(key).removeprefix(COUNTERS) for (key,) in rows]
+
+
+def _make_safely(path: Path) -> None:
+    """Make a directory whose name survives a power cut: SQLite syncs the names in it, nobody its own.
+
+    The parent of a directory that is there but has no database is synced too: whoever made it may have died first.
+    """
+    path = path.absolute()
+    if (path / DATABASE).exists():
+        return
+    unsafe = [path.parent, *(each.parent for each in path.parents if not each.exists())]
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
+    for parent in unsafe:
+        with contextlib.suppress(PermissionError):  # it may be entered but not read: then it was there before us
+            _fsync_directory(parent)
 
 
 def _fsync_directory(path: Path) -> None:

@@ -1,0 +1,130 @@
+"""What the power tests share: a workload with every kind of write in it, recorded, and the same bytes each time."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import diskcache.core
+import pytest
+from conftest import Wall
+
+import rqlab
+from rqlab import queues
+from rqlab.ids import Ids
+from rqlab.simulation import recovery
+from rqlab.simulation.platter import Platter
+from rqlab.simulation.recorder import Recorder
+from rqlab.simulation.recovery import History
+
+JOBS = "jobs"  # the store's directory within the recorded one
+CHECKPOINT_FRAMES = 30  # SQLite's default is 1000: no small workload gets there
+
+
+class Recorded(NamedTuple):
+    """A workload that has run: cut it where you like."""
+
+    platter: Platter
+    history: History
+    live: list[tuple[int, recovery.State]]  #: after each call: the length of the log, and what the store then held
+
+
+def fix_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ids, jitter, and the stamps of diskcache, as functions of nothing: the same workload writes the same bytes."""
+    chance = Random(0)
+    monkeypatch.setattr(queues, "_random", chance)
+    monkeypatch.setattr(queues, "_ids", Ids(chance.getrandbits))
+    monkeypatch.setattr(diskcache.core, "time", SimpleNamespace(time=lambda: 0.5, sleep=lambda seconds: None))
+
+
+def record(
+    directory: Path, scratch: Path, wall: Wall, workload: Callable[[rqlab.Queues, Wall], Iterator[None]]
+) -> Recorded:
+    """Run a workload under the recorder, which yields after each call; then close, open again, push once, close."""
+    live: list[tuple[int, recovery.State]] = []
+    with Recorder(directory) as recorder:
+        for steps in (workload, _one_more):
+            rq = rqlab.open(directory / JOBS)
+            connection = rq._store._connection  # type: ignore[attr-defined]
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_FRAMES}").fetchall()
+            live.append((len(recorder), recovery.state_of(connection)))
+            for _ in steps(rq, wall):
+                live.append((len(recorder), recovery.state_of(connection)))
+            rq.close()
+            live.append((len(recorder), live[-1][1]))
+    platter = Platter(recorder.recording)
+    return Recorded(platter, History(platter, JOBS, [at for at, _ in live], scratch), live)
+
+
+def everything(rq: rqlab.Queues, wall: Wall) -> Iterator[None]:
+    """Pushes, pulls, acks, fails, heartbeats, schedules and what housekeeping does, in some forty calls."""
+    first = rq.push("mail", "send", {"to": "ada"}, priority=5)
+    yield
+    rq.push("mail", "send", {"to": "bob"}, unique_key="bob", max_attempts=1)
+    yield
+    rq.push("mail", "send", {"scan": "x" * 6_000}, tags=["large"])
+    yield
+    rq.push("mail", "send", {"scan": "y" * 40_000}, priority=-1)
+    yield
+    rq.push("mail", "send", delay=30, ttl=300)
+    yield
+    rq.push_many("web", [{"name": "fetch", "data": number} for number in range(10)])
+    yield
+    rq.schedule("hourly", "mail", "report", every=60)
+    yield
+    ada, bob = rq.pull("mail", 2, worker="w1")
+    yield
+    ada = rq.heartbeat(ada)
+    yield
+    rq.progress(ada, 50, "half")
+    yield
+    rq.ack(ada, {"sent": True})
+    yield
+    rq.fail(bob, "no such address")
+    yield
+    for job in rq.pull("web", 4, worker="w2"):
+        yield
+        rq.fail(job, "time-out")
+        yield
+    rq._store.checkpoint()  # type: ignore[attr-defined]
+    yield
+    left = rq.pull("web", 2, worker="w2")
+    yield
+    rq.release(left[0])
+    yield
+    wall.advance(61)
+    rq.tick()  # promotes, fires the schedule, recovers what stalled
+    yield
+    wall.advance(61)
+    rq.tick()
+    yield
+    rq.requeue(bob.id)
+    yield
+    rq.cancel(bob.id)
+    yield
+    rq.pause("web")
+    yield
+    rq.resume("web")
+    yield
+    for job in rq.pull("mail", 3, worker="w1"):
+        yield
+        rq.ack(job)
+        yield
+    rq.purge("mail", "completed")
+    yield
+    rq.unschedule("hourly")
+    yield
+    assert first
+
+
+def pushes(rq: rqlab.Queues, wall: Wall) -> Iterator[None]:
+    """Nothing but pushes."""
+    for number in range(12):
+        rq.push("mail", "send", number)
+        yield
+
+
+def _one_more(rq: rqlab.Queues, wall: Wall) -> Iterator[None]:
+    rq.push("mail", "send", "after it was opened again")
+    yield
