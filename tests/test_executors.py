@@ -22,6 +22,7 @@ import pytest
 import rqlab
 from rqlab import Context, Job, LeaseLost, ValidationError, executors
 from rqlab.executors import Executor, Report, Run, Services
+from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.loop import LoopExecutor
 from rqlab.executors.processes import ProcessExecutor
 from rqlab.executors.threads import ThreadExecutor
@@ -173,6 +174,111 @@ def test_an_object_with_an_async_call_is_an_async_handler() -> None:
     assert executors.is_async(Handler())
     with on_a_loop(Handler()) as hands:
         assert hands.result() == "awaited"
+
+
+# What cannot be told.
+
+
+def untellable(job: Job) -> Any:
+    """Ends as `job.data` says, in ways that raise again when they are described."""
+
+    class Result(int):
+        def __eq__(self, other: object) -> bool:
+            raise ZeroDivisionError("no comparison")
+
+        def __iter__(self) -> Any:
+            raise ZeroDivisionError("no iteration")
+
+        __hash__ = int.__hash__
+
+    class Later(rqlab.Snooze):
+        def __init__(self) -> None: ...
+
+    class Again(rqlab.RetryAfter):
+        def __init__(self) -> None: ...
+
+    class Dead(rqlab.DeadLetter):
+        def __str__(self) -> str:
+            raise ZeroDivisionError("no text")
+
+    class Noted(Exception):
+        @property
+        def __notes__(self) -> list[str]:
+            raise SystemExit("no notes")
+
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise self
+
+    class Twice(rqlab.DeadLetter):
+        def __str__(self) -> str:
+            raise Unspeakable
+
+    kinds = {"later": Later, "again": Again, "dead": Dead, "noted": Noted, "twice": Twice}
+    if job.data == "result":
+        return Result(1)
+    raise kinds[job.data]()
+
+
+async def untellable_later(job: Job) -> Any:
+    return untellable(job)
+
+
+@contextlib.contextmanager
+def in_threads(handlers: Any) -> Iterator[Hands]:
+    executor = ThreadExecutor(executors.checked(handlers), 1, lambda: None, "test")
+    yield Hands(executor)
+    executor.close()
+
+
+@contextlib.contextmanager
+def inline(handlers: Any) -> Iterator[Hands]:
+    yield Hands(InlineExecutor(executors.checked(handlers)))
+
+
+@pytest.mark.parametrize("kind", ["threads", "loop", "child", "async child", "inline"])
+def test_an_outcome_that_cannot_be_told_fails_its_run_and_the_slot_is_free_again(
+    kind: str,
+) -> None:
+    makers: dict[str, Any] = {
+        "threads": lambda: in_threads(untellable),
+        "loop": lambda: on_a_loop(untellable_later),
+        "child": lambda: processes(untellable),
+        "async child": lambda: processes(untellable_later),
+        "inline": lambda: inline(untellable),
+    }
+    with makers[kind]() as hands:
+        for data in ("later", "again", "dead", "noted", "twice"):
+            report = hands.run(data)
+            assert report.event == "fail"
+            assert "the outcome of the handler could not be told: it raised " in report.error
+            assert report.final is (data in ("dead", "twice")), "a DeadLetter without words is one all the same"
+        assert hands.executor.free() == 1
+        assert hands.run("result").event in ("ack", "fail")
+        assert hands.executor.free() == 1
+
+
+def test_a_result_that_cannot_be_told_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(value: object) -> Any:
+        raise ZeroDivisionError("no comparison")
+
+    monkeypatch.setattr(executors.arguments, "result", refuse)
+
+    assert executors.success(1) == Report(
+        event="fail",
+        error="the outcome of the handler could not be told: it returned int, and describing that raised "
+        "ZeroDivisionError: no comparison",
+    )
+
+
+def test_a_ctrl_c_while_an_outcome_is_described_is_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(value: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(executors.arguments, "result", interrupted)
+
+    with inline(lambda job: None) as hands, pytest.raises(KeyboardInterrupt):
+        hands.start()
 
 
 # Threads.

@@ -183,29 +183,42 @@ def chosen(handlers: Handlers, job: Job) -> Handler | Report:
 
 def call(handlers: Handlers, run: Run, through: tuple[type[BaseException], ...] = ()) -> Report:
     """Run a sync handler to its end, whatever that is; errors of the kinds `through` are the caller's own."""
-    function = chosen(handlers, run.job)
-    if isinstance(function, Report):
-        return function
     try:
+        function = chosen(handlers, run.job)
+        if isinstance(function, Report):
+            return function
         result = function(run.job, Context(run)) if wants_context(function) else function(run.job)
     except through:
         raise
     except BaseException as error:  # noqa: BLE001  # also SystemExit: a handler may not end its worker
-        return failure(error)
-    return success(result)
+        return failure(error, through)
+    return success(result, through)
 
 
-def success(result: object) -> Report:
+def success(result: object, through: tuple[type[BaseException], ...] = ()) -> Report:
     """The report of a handler that returned; a result that JSON cannot say fails the attempt."""
     try:
-        encoded = arguments.result(result)
+        return Report(event="ack", result=arguments.result(result))
+    except through:
+        raise
     except ValidationError as error:
         return Report(event="fail", error=f"the handler returned what cannot be stored: {error}")
-    return Report(event="ack", result=encoded)
+    except BaseException as problem:  # noqa: BLE001  # the result's own code: whatever it does, the run has ended
+        return _untold(f"it returned {_kind(result)}", problem)
 
 
-def failure(error: BaseException) -> Report:
+def failure(error: BaseException, through: tuple[type[BaseException], ...] = ()) -> Report:
     """The report of a handler that raised; the three outcomes are not failures like others."""
+    try:
+        return _failure(error)
+    except through:
+        raise
+    except BaseException as problem:  # noqa: BLE001  # the error's own code: whatever it does, the run has ended
+        report = _untold(f"it raised {_kind(error)}", problem)
+        return msgspec.structs.replace(report, final=issubclass(type(error), DeadLetter))
+
+
+def _failure(error: BaseException) -> Report:
     match error:
         case Snooze():
             return _timed(error, Report(event="snooze", delay=0.0))
@@ -225,6 +238,21 @@ def described(error: BaseException) -> str:
     frames = traceback.format_tb(error.__traceback__)
     own = [frame for frame in frames if f"{__name__.split('.')[0]}/executors" not in frame]
     return cut(head if not own else f"{head}\n{''.join(own).rstrip()}", MAX_ERROR_BYTES)
+
+
+def _untold(outcome: str, problem: BaseException) -> Report:
+    """The report of a run whose outcome could not be described: it ends all the same, and says so."""
+    try:
+        why = f"{_kind(problem)}: {problem}"
+    except BaseException:  # noqa: BLE001  # what was met cannot be described either: its kind must do
+        why = _kind(problem)
+    text = f"the outcome of the handler could not be told: {outcome}, and describing that raised {why}"
+    return Report(event="fail", error=cut(text, MAX_ERROR_BYTES))
+
+
+def _kind(value: object) -> str:
+    name: str = type.__dict__["__name__"].__get__(type(value))  # not what a metaclass may say instead
+    return name
 
 
 def _line(line: object) -> str:
