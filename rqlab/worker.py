@@ -60,6 +60,7 @@ class Worker:
         self.clock = clock  #: the instant inside a run, for its progress and logs: `step` is not there to pass it
         self._services = Services(self._progress, self._log)
         self._unstored: list[tuple[Run, Ending]] = []  #: reports that the store has not taken yet
+        self.refusal: RQLabError | None = None  #: why the store did not take the last step
         self._failures = 0  #: in a row
         self._failing_since = 0  #: when the first of them was
         self._look_at = 0
@@ -74,12 +75,16 @@ class Worker:
         self._notice_the_clock(now)
         self._drop_lost(now)
         self._collect(now)
+        if self.executor.is_over() and not self.is_releasing:
+            log.warning("%s stops: the event loop of its application is closed", self.name)
+            self.release()
         if self.is_releasing:
             self._release()
         try:
             again_at = now if self._report_and_pull(now) else now + POLL_MS
-            self._failures = 0
+            self._failures, self.refusal = 0, None
         except RQLabError as error:
+            self.refusal = error
             again_at = self._retry_at(now, error)
         if self.is_stopping and not self.runs and not self._unstored:
             return None

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import signal
 import subprocess
@@ -992,16 +993,93 @@ def test_what_async_handlers_leave_on_their_loop_ends_with_it() -> None:
     assert not threads[0].is_alive()
 
 
-def test_a_run_on_a_loop_that_is_closed_cannot_start_and_can_be_stopped() -> None:
+def test_runs_on_a_loop_that_is_closed_are_given_back_and_can_be_stopped() -> None:
     async def handler(job: Job) -> None: ...
+
+    loop = asyncio.new_event_loop()
+    executor = LoopExecutor(handler, 3, lambda: None, "test", loop)
+    hands = Hands(executor)
+    before = hands.start()
+    assert executor.free() == 2
+    loop.close()
+    after = hands.start()
+
+    assert executor.free() == 0
+    executor.stop(before)
+    assert hands.end(before) == hands.end(after) == Report(event="release")
+    executor.close()
+
+
+def test_a_worker_whose_applications_loop_is_closed_stops_and_charges_nothing() -> None:
+    begun = threading.Event()
+
+    async def handler(job: Job) -> None:
+        begun.set()
+        await asyncio.sleep(LONG)
+
+    with rqlab.memory() as rq:
+        loop = asyncio.new_event_loop()
+        running = rq.worker("q", handler, concurrency=2)
+        loop.run_until_complete(running.__aenter__())
+        ids = [rq.push("q", "work", max_attempts=1) for _ in range(2)]
+        loop.run_until_complete(asyncio.to_thread(begun.wait, LONG))
+        loop.close()  # nobody has left the `async with`
+        ids += [rq.push("q", "work", max_attempts=1) for _ in range(5)]
+        wait_for(running._ended.is_set, "the end of the worker")
+
+        assert {(rq.get(job_id).state, rq.get(job_id).attempt) for job_id in ids} == {(State.WAITING, 0)}
+    gc.collect()  # the tasks left pending: finalized during an ast.parse, they upset Python 3.11 (SystemError)
+
+
+def test_an_async_run_that_others_cancel_is_released_and_not_charged() -> None:
+    begun = threading.Event()
+
+    async def handler(job: Job) -> None:
+        begun.set()
+        await asyncio.sleep(LONG)
+
+    async def application(rq: rqlab.Queues) -> None:
+        await rq.worker("q", handler).__aenter__()
+        await asyncio.to_thread(begun.wait, LONG)
+        # asyncio.run cancels all tasks that are left, the run's too, and closes its loop.
+
+    with rqlab.memory() as rq:
+        job_id = rq.push("q", "work", max_attempts=1)
+        asyncio.run(application(rq))
+        wait_for(lambda: rq.get(job_id).state is State.WAITING, "the release")
+
+        assert rq.get(job_id).attempt == 0
+    gc.collect()  # as above
+
+
+def test_a_run_cancelled_before_it_began_is_given_back() -> None:
+    async def handler(job: Job) -> None: ...
+
+    async def cancel_the_others() -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        await asyncio.sleep(0.01)
 
     loop = asyncio.new_event_loop()
     executor = LoopExecutor(handler, 1, lambda: None, "test", loop)
     hands = Hands(executor)
     run = hands.start()
+    loop.run_until_complete(cancel_the_others())
+
+    assert hands.end(run) == Report(event="release")
     loop.close()
 
-    executor.stop(run)
-    with pytest.raises(RuntimeError):
-        hands.start()
-    executor.close()
+
+def test_a_cancelled_error_of_the_handlers_own_making_is_a_failure() -> None:
+    async def handler(job: Job) -> None:
+        if job.data == "raised":
+            raise asyncio.CancelledError
+        sleeping = asyncio.create_task(asyncio.sleep(LONG))
+        sleeping.cancel()
+        await sleeping
+
+    with on_a_loop(handler) as hands:
+        for data in ("raised", "awaited"):
+            report = hands.run(data)
+            assert report.event == "fail"
+            assert "CancelledError" in report.error

@@ -54,6 +54,9 @@ class HandExecutor:
     def free(self) -> int:
         return self.concurrency - len(self.running)
 
+    def is_over(self) -> bool:
+        return False
+
     def start(self, run: Run) -> None:
         self.running.append(run)
 

@@ -24,7 +24,7 @@ Handlers = Handler | Mapping[str, Handler]
 class Report(msgspec.Struct, frozen=True, omit_defaults=True):
     """How a handler ended, in a form that travels between processes."""
 
-    event: str  #: ack, fail or snooze
+    event: str  #: ack, fail, snooze or release
     result: msgspec.Raw = NULL
     error: str = ""
     delay: float | None = None  #: seconds, of RetryAfter and Snooze
@@ -66,6 +66,9 @@ class Executor(Protocol):
 
     def free(self) -> int:
         """How many runs may be started now. A thread that was told to stop but still runs is not free."""
+
+    def is_over(self) -> bool:
+        """Whether it can run nothing any more: the loop that it runs on is closed. Its worker stops."""
 
     def start(self, run: Run) -> None:
         """Begin the run, and return at once. What this raises fails the attempt."""

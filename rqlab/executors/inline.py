@@ -16,6 +16,9 @@ class InlineExecutor:
     def free(self) -> int:
         return 1
 
+    def is_over(self) -> bool:
+        return False
+
     def start(self, run: Run) -> None:
         self._finished.append(Finished(run, call(self._handlers, run, through=(KeyboardInterrupt,))))
 

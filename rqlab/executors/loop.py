@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from rqlab.executors import Context, Finished, Handlers, Report, Run, chosen, failure, success, wants_context
 
 CLOSE_SECONDS = 5.0  # for cancelled handlers to end; one that blocks its loop is left behind with its daemon thread
+RELEASED = Report(event="release")  # nothing is charged: the handler was given no chance to end
 
 
 class LoopExecutor:
@@ -30,7 +31,7 @@ class LoopExecutor:
         self._handlers = handlers
         self._ring = ring
         self._finished: deque[Finished] = deque()
-        self._busy = 0
+        self._runs: set[Run] = set()  #: started and not yet polled
         self._tasks: dict[Run, asyncio.Task[Report]] = {}  # touched on the loop's thread only
         self._context = contextvars.copy_context()  # each run gets a copy: it sees what was set before the worker began
         self._thread: threading.Thread | None = None
@@ -41,17 +42,24 @@ class LoopExecutor:
         self._loop = loop
 
     def free(self) -> int:
-        return self.concurrency - self._busy
+        return 0 if self.is_over() else self.concurrency - len(self._runs)
+
+    def is_over(self) -> bool:
+        return self._loop.is_closed()
 
     def start(self, run: Run) -> None:
-        self._loop.call_soon_threadsafe(self._begin, run)
-        self._busy += 1
+        self._runs.add(run)
+        with contextlib.suppress(RuntimeError):  # the loop was closed just now: `poll` gives the run back
+            self._loop.call_soon_threadsafe(self._begin, run)
 
     def poll(self) -> Sequence[Finished]:
-        finished = []
+        finished: list[Finished] = []
         while self._finished:
             finished.append(self._finished.popleft())
-        self._busy -= len(finished)
+        if self.is_over():  # the application has closed its loop: what has not ended on it never will
+            ended = {run for run, _ in finished}
+            finished += [Finished(run, RELEASED) for run in self._runs if run not in ended]
+        self._runs.difference_update(run for run, _ in finished)
         return finished
 
     def stop(self, run: Run) -> None:
@@ -74,7 +82,7 @@ class LoopExecutor:
 
     def _end(self, run: Run, task: asyncio.Task[Report]) -> None:
         del self._tasks[run]
-        report = failure(asyncio.CancelledError()) if task.cancelled() else task.result()
+        report = RELEASED if task.cancelled() else task.result()  # cancelled before it began
         self._finished.append(Finished(run, report))
         self._ring()
 
@@ -85,7 +93,7 @@ class LoopExecutor:
         try:
             result = await (function(run.job, Context(run)) if wants_context(function) else function(run.job))
         except BaseException as error:  # noqa: BLE001  # also SystemExit, which would end the loop
-            return failure(error)
+            return RELEASED if _is_cancelled_by_others(run, error) else failure(error)
         return success(result)
 
     def _cancel(self, run: Run) -> None:
@@ -103,3 +111,14 @@ class LoopExecutor:
             self._loop.call_later(0.01, self._stop_when_idle)
         else:
             self._loop.stop()
+
+
+def _is_cancelled_by_others(run: Run, error: BaseException) -> bool:
+    """Whether the run's task was cancelled, and not by us: its application ends. No fault of the handler's.
+
+    A handler that raises CancelledError by itself, or passes on that of a task it awaited, was not cancelled.
+    """
+    if run.is_stopped or not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -105,6 +105,9 @@ class ProcessExecutor:
     def free(self) -> int:
         return self.concurrency - len(self._busy)
 
+    def is_over(self) -> bool:
+        return False
+
     def start(self, run: Run) -> None:
         child = None
         while self._idle and child is None:

@@ -28,6 +28,9 @@ class ThreadExecutor:
     def free(self) -> int:
         return self.concurrency - self._busy
 
+    def is_over(self) -> bool:
+        return False
+
     def start(self, run: Run) -> None:
         if len(self._threads) < min(self._busy + 1, self.concurrency):
             name = f"{self._name}-run-{len(self._threads) + 1}"
