@@ -504,6 +504,52 @@ def test_what_a_run_left_behind_cannot_speak_for_the_next(tmp_path: Path) -> Non
     assert {job_id for job_id, _ in hands.said} <= {"id-1"}
 
 
+def fork_and_return(job: Job, ctx: Context) -> Any:
+    """Returns twice: in the process that was given the run, and, before that, in one that it forks."""
+    forked = os.fork()
+    if forked:
+        _, status = os.waitpid(forked, 0)
+        return [job.data, os.waitstatus_to_exitcode(status)]
+    with contextlib.suppress(LeaseLost):
+        ctx.log("from the fork")
+    return "from the fork"
+
+
+def speak_out_of_turn(job: Job) -> Any:
+    """Writes to the parent, on whatever socket it finds: an end of another run, or what is no message at all."""
+    from multiprocessing.connection import Connection
+
+    from rqlab.executors.processes import Delivery, Ended, encode
+
+    stray = encode(Ended(Delivery("another", 3), executors.success("stray")))
+    for fd in range(3, 30):
+        with contextlib.suppress(OSError):
+            if str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("socket:"):
+                connection = Connection(os.dup(fd))
+                connection.send_bytes(b"{}" if job.data == "rubbish" else stray)
+                connection.close()
+    return job.data
+
+
+def test_what_a_handler_forks_cannot_end_its_run_nor_speak_for_it() -> None:
+    with processes(fork_and_return) as hands:
+        for number in range(3):
+            assert hands.result(number) == [number, 1]
+
+    assert hands.said == []
+
+
+def test_a_message_about_another_run_is_dropped() -> None:
+    with processes(speak_out_of_turn) as hands:
+        assert [hands.result(number) for number in range(3)] == [0, 1, 2]
+
+
+def test_a_child_that_says_what_cannot_be_read_fails_its_run_and_is_replaced() -> None:
+    with processes(speak_out_of_turn) as hands:
+        assert "out of step" in hands.run("rubbish").error
+        assert hands.result("next") == "next"
+
+
 def test_an_async_handler_runs_in_a_child_too() -> None:
     with processes(travelling.wait_and_echo) as hands:
         assert hands.result("here") == "here"

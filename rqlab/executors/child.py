@@ -15,6 +15,7 @@ from rqlab.errors import LeaseLost
 from rqlab.executors import Handlers, Run, Services, call, is_async
 from rqlab.executors.processes import (
     TERMINAL_SIGNALS,
+    Delivery,
     Ended,
     Log,
     Progress,
@@ -58,10 +59,11 @@ class _Child:
         self._starts: SimpleQueue[Run] = SimpleQueue()
         self._said: SimpleQueue[Said] = SimpleQueue()
         self._services = Services(
-            progress=lambda run, percent, message: self._ask(run, Progress(percent, message)),
-            log=lambda run, line: self._ask(run, Log(line)),
+            progress=lambda run, percent, message: self._ask(run, Progress(Delivery.of(run.job), percent, message)),
+            log=lambda run, line: self._ask(run, Log(Delivery.of(run.job), line)),
         )
         self._run: Run | None = None
+        self._pid = os.getpid()  #: what a handler forks has another, and the same socket: it may not speak on it
 
     def serve(self) -> None:
         setup = decode_to_child(self._connection.recv_bytes())
@@ -76,10 +78,12 @@ class _Child:
         while True:
             self._run = run = self._starts.get()
             report = call(handlers, run)
+            if self._is_forked():
+                os._exit(1)  # it has left the handler, as only the process that was given the run may
             sys.stdout.flush()
             with self._asking:
                 self._run = None
-            self._send(Ended(report))
+            self._send(Ended(Delivery.of(run.job), report))
 
     def _load(self, setup: Setup) -> Handlers:
         sys.path[:] = setup.paths
@@ -104,7 +108,12 @@ class _Child:
                 case Said():
                     self._said.put(message)
 
+    def _is_forked(self) -> bool:
+        return os.getpid() != self._pid
+
     def _ask(self, run: Run, message: ToParent) -> None:
+        if self._is_forked():  # before the lock, which another thread may have held at the fork
+            raise LeaseLost(f"job {run.job.id}: what its handler forked does not hold it, and cannot speak for it")
         with self._asking:
             if run is not self._run:
                 raise LeaseLost(f"the run of job {run.job.id}, delivery {run.job.deliveries}, has ended")

@@ -7,6 +7,7 @@ its end of the socket. There is no word for "stop" between the two: a run that s
 
 import base64
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -26,6 +27,8 @@ import msgspec
 from rqlab.errors import LeaseLost, ValidationError
 from rqlab.executors import Finished, Handler, Handlers, Report, Run
 from rqlab.job import Job
+
+log = logging.getLogger("rqlab")
 
 READY_SECONDS = 60.0  # for a child to import the handler's module
 END_SECONDS = 5.0  # for a child that has closed its connection, or was killed, to be gone
@@ -59,9 +62,21 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     error: str | None = None
 
 
+class Delivery(msgspec.Struct, frozen=True):
+    """Which run a message of a child is about: the parent drops one about another than it waits for."""
+
+    job_id: str
+    number: int  #: the job's `deliveries`
+
+    @classmethod
+    def of(cls, job: Job) -> "Delivery":
+        return cls(job.id, job.deliveries)
+
+
 class Progress(msgspec.Struct, frozen=True, tag=True):
     """Child to parent: ctx.progress; the child waits for Said."""
 
+    delivery: Delivery
     percent: float
     message: str | None
 
@@ -69,12 +84,14 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
 class Log(msgspec.Struct, frozen=True, tag=True):
     """Child to parent: ctx.log; the child waits for Said."""
 
+    delivery: Delivery
     line: str
 
 
 class Ended(msgspec.Struct, frozen=True, tag=True):
     """Child to parent: the handler has ended."""
 
+    delivery: Delivery
     report: Report
 
 
@@ -234,16 +251,22 @@ class _Child:
         if self._problem is not None:
             self.kill()
             return Report(event="fail", error=f"no child process could be started: {self._problem}")
+        delivery = Delivery.of(run.job)
         try:
             self._connection.send_bytes(encode(Start(run.job)))
             while True:
                 match self._heard():
-                    case Ended(report):
+                    case Ended(about, report) if about == delivery:
                         return report
-                    case Progress(percent, message):
+                    case Progress(about, percent, message) if about == delivery:
                         self._say(run.services.progress, run, percent, message)
-                    case Log(line):
+                    case Log(about, line) if about == delivery:
                         self._say(run.services.log, run, line)
+                    case stray:
+                        log.warning("job %s: its child said what is not about it, dropped: %s", run.job.id, stray)
+        except msgspec.MsgspecError as error:
+            self.kill()
+            return Report(event="fail", error=f"the process that ran the handler is out of step: {error}")
         except (EOFError, OSError):
             died = f"the process that ran the handler died: {self._how_it_ended()}"
             self.kill()
