@@ -34,6 +34,7 @@ T = TypeVar("T")
 
 MAX_LOOKS = 500  # records read for one reading of the oldest waiting job
 MAX_MOVES = 500  # jobs a transaction may move: others wait for the lock meanwhile, and goes on in the next
+MAX_FIRED = 50  # schedules a transaction: after a long downtime each takes milliseconds to compute
 UNIQUE = "unique/"  # + queue/key: the id of the job that holds a unique key
 PAUSED = "paused/"  # + queue: the queue is paused
 SCHEDULE = "schedule/"  # + name: a schedule; its place is on the shelf DUE while it has a next tick
@@ -313,7 +314,7 @@ class Engine:
 
         def work(tx: Transaction) -> bool:
             moves = MAX_MOVES
-            entries = tx.entries(DUE, until(DUE, now), MAX_MOVES)
+            entries = tx.entries(DUE, until(DUE, now), MAX_FIRED)
             for _, value in entries:
                 if moves <= 0:
                     break
@@ -323,7 +324,7 @@ class Engine:
                     _push(tx, replace(push, return_holder=True), job_id, now)
                 _put_schedule(tx, after)
                 moves -= max(len(ticks), 1)
-            return moves <= 0
+            return moves <= 0 or len(entries) == MAX_FIRED
 
         return bool(self.store.entries(DUE, until(DUE, now), 1)) and self._write(work)
 
@@ -533,7 +534,7 @@ def _requeue(tx: Transaction, job: Job, now: int) -> Job:
 def _shorten(tx: Transaction, seen: Job, now: int) -> None:
     job = tx.get(seen.id)
     if job is not None and job.state is ACTIVE and lifecycle.is_too_far_ahead(job, now):
-        _change(tx, Event.HEARTBEAT, job, lifecycle.heartbeat(job, now), now)
+        _change(tx, Event.HEARTBEAT, job, lifecycle.cut_short(job, now), now)
 
 
 def _change(tx: Transaction, event: Event, old: Job, new: Job, now: int) -> Job:

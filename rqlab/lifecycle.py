@@ -209,13 +209,20 @@ def requeue(job: Job, now: int) -> Job:
 
 
 def is_too_far_ahead(job: Job, now: int) -> bool:
-    """Whether the lease ends later than a heartbeat now would put it: the wall clock went back since.
+    """Whether its lease, or its start, lies further ahead than the clock allows: the wall clock went back since.
 
-    A heartbeat then cuts it to now + its own stall_timeout. A second is forgiven: two processes read the clock apart.
+    A second is forgiven: two processes read the clock apart.
     """
-    if job.lease_until is None or job.stall_timeout is None:
+    if job.lease_until is None or job.stall_timeout is None or job.started_at is None:
         return False
-    return job.lease_until > now + milliseconds(job.stall_timeout) + FORGIVEN_MS
+    latest = now + FORGIVEN_MS
+    return job.lease_until > latest + milliseconds(job.stall_timeout) or job.started_at > latest
+
+
+def cut_short(job: Job, now: int) -> Job:
+    """Cut what lies too far ahead: the lease to now + its own stall_timeout, and the start, where `timeout` begins."""
+    assert job.started_at is not None, "an active job has started"
+    return replace(heartbeat(job, now), started_at=min(job.started_at, now))
 
 
 def require(job: Job, event: Event) -> None:

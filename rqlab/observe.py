@@ -4,6 +4,7 @@ Knows changes, not where they come from. The news is of this process's own chang
 looking (`Store.changed`).
 """
 
+import contextlib
 import logging
 import threading
 from collections import deque
@@ -31,7 +32,8 @@ class Observers:
         self._callbacks: dict[int, Callback] = {}
         self._bells: set[Ringable] = set()
         self._news: deque[Change] = deque()
-        self._delivering = threading.Lock()
+        self._delivering = threading.RLock()
+        self._deliverer = 0  #: the thread that delivers now; its callbacks may make changes of their own
         self._subscribing = threading.Lock()
         self._next_key = 0
 
@@ -65,12 +67,21 @@ class Observers:
 
     def deliver(self) -> None:
         """Hand out what there is. One thread at a time does it, so the order holds; the others go on."""
-        while self._news and self._delivering.acquire(blocking=False):
-            try:
+        while self._news and self._deliverer != threading.get_ident():
+            try:  # nothing may come between: an interrupt there would keep the lock for ever
+                if not self._delivering.acquire(blocking=False):
+                    return
+                self._deliverer = threading.get_ident()
                 while self._news:
                     self._hand_out(self._news.popleft())
             finally:
-                self._delivering.release()
+                self._end_delivery()
+
+    def _end_delivery(self) -> None:
+        with contextlib.suppress(RuntimeError):  # another thread has it
+            if self._deliverer == threading.get_ident():
+                self._deliverer = 0
+            self._delivering.release()
 
     def _hand_out(self, change: Change) -> None:
         job = change.job

@@ -97,16 +97,15 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     """
     timing = _timing(stall_timeout, tick_interval)
     busy = arguments.seconds(busy_timeout, "busy_timeout")
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-        raise ValidationError(f"path: expected the path of a directory; got {shown(path)}")
+    directory = _checked_path(path)
     kept = _checked_retention(retention)
     mode = durability_mode(durability)
     if arguments.truth(read_only, "read_only"):
-        return Queues(ReadOnlyStore(path), Path(path).absolute(), mode.name, read_only=True, **timing)
+        return Queues(ReadOnlyStore(directory), directory, mode.name, read_only=True, **timing)
     allowed = arguments.truth(allow_network_filesystem, "allow_network_filesystem")
-    store = mode.open(_opening(path, busy, allowed))
+    store = mode.open(_opening(directory, busy, allowed))
     try:
-        queues = Queues(store, Path(path).absolute(), mode.name, **timing)
+        queues = Queues(store, directory, mode.name, **timing)
         queues._remember(kept)
     except BaseException:
         store.close()
@@ -152,6 +151,8 @@ class Queues:
         store.listener = self._observers.take
         self._metrics = Metrics(self._engine)
         self._supervisor = Supervisor(self._housekeeper())
+        self._ticker = self._housekeeper()  # for whoever calls tick() instead: it remembers when the last one was
+        self._ticking = threading.Lock()
         self._running: weakref.WeakSet[Running] = weakref.WeakSet()  # those under way keep themselves alive
         self._closing = threading.Lock()
         self._is_closed = False
@@ -236,12 +237,10 @@ class Queues:
         """Ack many (job, result) pairs in one transaction; for each the completed job, or its own error."""
         if isinstance(pairs, Mapping | str) or not isinstance(pairs, Iterable):
             raise ValidationError(f"pairs: expected a list of (job, result) pairs; got {shown(pairs)}")
-        endings = []
-        for pair in pairs:
-            if not isinstance(pair, Sequence) or len(pair) != 2:
-                raise ValidationError(f"pairs: expected (job, result) pairs; got {shown(pair)}")
-            endings.append(Ending(_checked_job(pair[0]), Event.ACK, arguments.result(pair[1])))
-        return self._engine.finish(endings, None, clock.now())[0] if endings else []
+        endings = [_ack(pair) for pair in pairs]
+        good = [ending for ending in endings if isinstance(ending, Ending)]
+        outcomes = iter(self._engine.finish(good, None, clock.now())[0] if good else [])
+        return [next(outcomes) if isinstance(ending, Ending) else ending for ending in endings]
 
     def fail(self, job: Job, error: str | BaseException) -> Job:
         """The run failed: the job as it now is, delayed, waiting or dlq. LeaseLost if it is not held.
@@ -506,6 +505,8 @@ class Queues:
             while worker.runs or self._goes_on(worker, names):
                 now = clock.now()
                 again_at = worker.step(now)
+                if worker.refusal is not None:
+                    raise worker.refusal
                 if worker.runs and again_at != now:
                     bell.wait(POLL_SECONDS)
         return worker.outcomes
@@ -520,13 +521,14 @@ class Queues:
         """One housekeeping pass, now: promote, fire, time out, recover, expire, refresh, sweep."""
         self._refuse_if_read_only()
         self._refuse_if_closed()  # a duty's error is logged, not raised
-        self._housekeeper().step(clock.now())
+        with self._ticking:
+            self._ticker.step(clock.now())
 
     # The directory.
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the directory, as it is at one instant, into a new one; others go on. StoreError if it cannot be."""
-        self._on_disk("back up").backup(Path(path))
+        self._on_disk("back up").backup(_checked_path(path))
 
     def vacuum(self) -> None:
         """Give the space of removed jobs back to the file system; writers wait meanwhile."""
@@ -788,6 +790,25 @@ def _queue_names(queues: object) -> tuple[str, ...]:
     if not isinstance(names, Iterable) or not (checked := tuple(dict.fromkeys(map(arguments.queue_name, names)))):
         raise ValidationError(f"queues: expected the name of a queue, or a list of names; got {shown(queues)}")
     return checked
+
+
+def _ack(pair: object) -> Ending | ValidationError:
+    """One of many acks; a result that cannot be stored is that ack's own outcome."""
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        raise ValidationError(f"pairs: expected (job, result) pairs; got {shown(pair)}")
+    job = _checked_job(pair[0])
+    try:
+        return Ending(job, Event.ACK, arguments.result(pair[1]))
+    except ValidationError as error:
+        return error
+
+
+def _checked_path(path: object) -> Path:
+    if isinstance(path, str | os.PathLike):
+        named = os.fspath(path)
+        if isinstance(named, str) and named and "\0" not in named:
+            return Path(named).absolute()  # the program may change its directory
+    raise ValidationError(f"path: expected the path of a directory; got {shown(path)}")
 
 
 def _checked_job(job: object) -> Job:

@@ -81,7 +81,7 @@ class Schedule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     @property
     def definition(self) -> tuple[object, ...]:
         """What its caller asked for, as against how far it has come."""
-        what = (self.name, self.queue, self.job_name, bytes(self.options))
+        what = (self.name, self.queue, self.job_name, msgspec.json.decode(self.options))  # keys in any order
         when = (self.cron, self.every, self.timezone, self.first, self.catch_up, self.max_executions)
         return what + when
 
@@ -326,7 +326,7 @@ def _checked_cron(cron: object, now: int) -> str:
         _next_match(cron, now)
     except ValueError:
         raise _unexpected("cron", "days that exist", cron, ": it never matches; correct its days") from None
-    return cron
+    return " ".join(cron.split())
 
 
 def _checked_choice(what: str, value: str, table: dict[str, str]) -> str:

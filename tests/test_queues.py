@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import random
 import threading
 from collections import Counter
@@ -1137,3 +1138,95 @@ def test_a_job_that_was_never_pulled_is_told_so(rq: rqlab.Queues) -> None:
 
     with pytest.raises(LeaseLost, match="Call this with a job that pull returned"):
         rq.ack(job)
+
+
+def test_one_ack_of_many_that_cannot_be_stored_is_its_own_outcome(rq: rqlab.Queues) -> None:
+    rq.push_many("q", [{"name": "a"}, {"name": "b"}])
+    one, other = rq.pull("q", 2)
+
+    outcomes = rq.ack_many([(one, object()), (other, 1)])
+
+    assert isinstance(outcomes[0], rqlab.ValidationError)
+    assert isinstance(outcomes[1], Job)
+    assert rq.counts() == rqlab.Counts(active=1, completed=1)
+
+
+def test_a_schedule_of_any_name_is_listed_when_it_is_paused(rq: rqlab.Queues) -> None:
+    for name in ("émile", "~", "plain"):
+        rq.schedule(name, "q", "j", every=60)
+        rq.pause_schedule(name)
+
+    assert {schedule.name for schedule in rq.schedules()} == {"émile", "~", "plain"}
+
+
+def test_the_same_schedule_in_other_words_changes_nothing(rq: rqlab.Queues) -> None:
+    first = rq.schedule("s", "q", "j", {"a": 1, "b": 2}, cron="0  9 * * *")
+
+    assert rq.schedule("s", "q", "j", {"b": 2, "a": 1}, cron="0 9 * * *") == first
+
+
+def test_a_value_whose_comparison_fails_is_refused_as_any_other(rq: rqlab.Queues) -> None:
+    class Point:
+        def __eq__(self, other: object) -> bool:
+            raise AttributeError("x")
+
+    with pytest.raises(rqlab.ValidationError, match="data: expected a JSON value"):
+        rq.push("q", "n", Point())
+
+
+def test_a_path_that_is_none_is_refused(rq: rqlab.Queues, tmp_path: Path) -> None:
+    for wrong in ("a\0b", "", None, 3, b"bytes"):
+        with pytest.raises(rqlab.ValidationError, match="path: expected"):
+            rqlab.open(wrong)  # type: ignore[arg-type]
+
+
+def test_a_drain_says_why_the_store_refuses(rq: rqlab.Queues, monkeypatch: pytest.MonkeyPatch) -> None:
+    rq.push("q", "n")
+
+    def full(work: Any) -> None:
+        raise rqlab.StoreFull("no space")
+
+    monkeypatch.setattr(rq._store, "write", full)
+
+    with pytest.raises(rqlab.StoreFull, match="no space"):
+        rq.drain("q", lambda job: None)
+
+
+def test_ticks_by_hand_remember_the_tick_before(rq: rqlab.Queues) -> None:
+    rq.tick()
+    due_at = rq._ticker.due_at
+
+    rq.tick()
+
+    assert due_at is not None
+    assert rq._ticker.due_at is not None
+    assert rq._ticker.due_at >= due_at
+
+
+def test_queues_in_memory_refuse_a_fork(tmp_path: Path) -> None:
+    with rqlab.memory() as rq:
+        rq._store._lock.acquire()  # type: ignore[attr-defined]  # a thread of the parent was at work as it forked
+        pid = os.fork()
+        if pid == 0:
+            try:
+                rq.push("q", "n")
+            except rqlab.StoreError as error:
+                os._exit(0 if "this is its fork" in str(error) else 2)
+            os._exit(1)
+        rq._store._lock.release()  # type: ignore[attr-defined]
+
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_run_times_out_though_the_wall_clock_went_back(wall: Wall) -> None:
+    with rqlab.memory() as rq:
+        job_id = rq.push("q", "n", timeout=5)
+        (job,) = rq.pull("q")
+        wall.now -= 3_600_000
+        rq.heartbeat(job)
+        rq.tick()
+        wall.now += 5_001
+        rq.heartbeat(job)
+        rq.tick()
+
+        assert rq.get(job_id).last_error == "timed out after 5 s"

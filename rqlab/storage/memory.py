@@ -5,7 +5,9 @@ of what was there before; work that raises is undone from it. A KeyboardInterrup
 journal it leaves is undone by whoever comes next, so an interrupted write is stored whole or not at all.
 """
 
+import os
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, TypeVar
@@ -25,6 +27,9 @@ Entry = tuple[bytes, str | None]  # value and place
 ABSENT: Any = object()  # in the journal: the key was not there
 
 
+_stores: "weakref.WeakSet[MemoryStore]" = weakref.WeakSet()
+
+
 class MemoryStore:
     """All calls hold one lock; reads are of the newest change."""
 
@@ -40,6 +45,8 @@ class MemoryStore:
         self._counters: dict[str, dict[str, int]] = {}
         self._journal: list[tuple[dict[Any, Any], Any, Any]] = []  #: (dict, key, what was there), oldest first
         self._transaction = _Transaction(self)  # one serves all: the lock admits one at a time
+        self._closed_as = "the queues are closed: open them again"
+        _stores.add(self)
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         with self._lock:
@@ -118,7 +125,7 @@ class MemoryStore:
 
     def _refuse_or_undo(self) -> None:
         if self._closed:
-            raise StoreError("the queues are closed: open them again")
+            raise StoreError(self._closed_as)
         if self._journal:  # its writer was interrupted
             self._undo(torn=True)
 
@@ -282,3 +289,14 @@ def _shelf_of(place: str) -> str:
     if place.startswith("done/"):
         cut = place.index("/", cut + 1)
     return place[: cut + 1]
+
+
+def _close_in_a_fork() -> None:
+    """A thread of the parent may have held the lock, and is not here to let go; and what a copy does, nobody sees."""
+    for store in list(_stores):
+        store._lock = threading.Lock()
+        store._closed = True
+        store._closed_as = "queues in memory are the process's that made them: this is its fork, make queues of its own"
+
+
+os.register_at_fork(after_in_child=_close_in_a_fork)

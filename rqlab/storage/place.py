@@ -23,7 +23,7 @@ SHELVES = {
     State.DLQ: "done/dlq/",
     State.CANCELLED: "done/cancelled/",
 }
-LAST = "~"  # sorts behind every digit and letter: a shelf + LAST ends the shelf
+LAST = "\U0010ffff"  # sorts behind every character: a shelf + LAST ends the shelf
 
 
 def place(job: Job) -> str:
