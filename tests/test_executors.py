@@ -142,6 +142,14 @@ def test_what_cannot_be_called_with_a_job_is_refused(handler: object) -> None:
         (lambda job: None, False),
         (lambda job, ctx: None, True),
         (lambda job, ctx=None: None, True),
+        (lambda job, context=None: None, True),
+        (lambda job, anything: None, True),
+        (lambda job, retries=3: None, False),
+        (lambda job, f=print, *more: None, False),
+        (lambda job=None, f=print: None, False),
+        (lambda job, *rest: None, True),
+        (functools.partial(lambda a, job, ctx: None, 1), True),
+        (functools.partial(lambda a, job, b=2: None, 1), False),
         (lambda *both: None, True),
         (lambda job, *, option=1: None, False),
         (functools.partial(lambda a, job: None, 1), False),
@@ -150,7 +158,9 @@ def test_what_cannot_be_called_with_a_job_is_refused(handler: object) -> None:
         (print, True),
     ],
 )
-def test_a_handler_gets_a_context_if_it_takes_two_arguments(handler: Any, wants: bool) -> None:
+def test_a_handler_gets_a_context_if_it_takes_two_arguments_and_the_second_is_no_option(
+    handler: Any, wants: bool
+) -> None:
     assert executors.wants_context(handler) is wants
 
 

@@ -17,6 +17,8 @@ from rqlab.errors import DeadLetter, RetryAfter, Snooze, ValidationError
 from rqlab.job import MAX_ERROR_BYTES, MAX_LOG_LINE_BYTES, NULL, Job
 from rqlab.lifecycle import Event, cut
 
+CONTEXT_NAMES = ("ctx", "context")  # of a second parameter that is the context although it has a default
+
 Handler = Callable[..., Any]
 Handlers = Handler | Mapping[str, Handler]
 
@@ -151,7 +153,10 @@ def checked(handlers: object) -> Handlers:
 
 
 def wants_context(function: object) -> bool:
-    """Whether the handler takes a context: (job, ctx) rather than (job)."""
+    """Whether the handler takes a context: (job, ctx) rather than (job).
+
+    A second parameter with a default is an option of its own, unless it is called ctx or context.
+    """
     if not callable(function):
         raise ValidationError(f"handler: expected a function; got {arguments.shown(function)}")
     try:
@@ -160,7 +165,7 @@ def wants_context(function: object) -> bool:
         return False
     try:
         signature.bind(None, None)
-        return True
+        return not _is_an_option(_second(signature))
     except TypeError:
         pass
     try:
@@ -171,6 +176,17 @@ def wants_context(function: object) -> bool:
             f"{signature}"
         ) from None
     return False
+
+
+def _second(signature: inspect.Signature) -> inspect.Parameter:
+    """The parameter that takes the second argument, where one does: *both takes the rest."""
+    by_position = [p for p in signature.parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    rest = [p for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL]
+    return [*by_position, *rest, *rest][1]
+
+
+def _is_an_option(parameter: inspect.Parameter) -> bool:
+    return parameter.default is not parameter.empty and parameter.name not in CONTEXT_NAMES
 
 
 def chosen(handlers: Handlers, job: Job) -> Handler | Report:
