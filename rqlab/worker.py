@@ -230,9 +230,10 @@ class Worker:
         if self.runs.get(run.job.id) is run:
             del self.runs[run.job.id]
         if isinstance(outcome, RQLabError):
-            log.warning(
-                "%s: the %s of job %s, delivery %d, came too late: %s", self.name, ending.event, *_which(run), outcome
-            )
+            # A time-out or a release of its own takes nothing away: somebody else, as housekeeping, was quicker.
+            level = logging.DEBUG if ending.event in (Event.TIME_OUT, Event.RELEASE) else logging.WARNING
+            late = "%s: the %s of job %s, delivery %d, came too late: %s"
+            log.log(level, late, self.name, ending.event, *_which(run), outcome)
             self.outcomes["lost"] += 1
         else:
             self.outcomes[OUTCOMES[ending.event]] += 1

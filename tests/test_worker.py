@@ -410,6 +410,26 @@ def test_a_run_past_its_timeout_is_stopped_and_charged(engine: Engine, worker: W
     assert worker.outcomes == Counter(timed_out=1)
 
 
+@pytest.mark.parametrize(("event", "warnings"), [("time_out", 0), ("release", 0), ("ack", 1)])
+def test_a_worker_warns_of_a_result_that_comes_too_late_not_of_a_timeout_or_release(
+    engine: Engine, worker: Worker, hand: HandExecutor, caplog: pytest.LogCaptureFixture, event: str, warnings: int
+) -> None:
+    push(engine, timeout=5.0, max_attempts=2)
+    worker.step(NOW)
+    engine.recover("q", NOW + 5_000, NOW + 5_000)  # housekeeping was quicker
+    worker._check_at = NOW + 10**9  # and nobody noticed
+    if event == "release":
+        worker.release()
+    if event == "ack":
+        hand.end(hand.running[0])
+
+    worker.step(NOW + (5_001 if event == "time_out" else 4_999))
+
+    late = [record for record in caplog.records if "came too late" in record.message]
+    assert len(late) == warnings
+    assert worker.outcomes == Counter(lost=1)
+
+
 def test_a_run_that_ended_before_its_timeout_was_noticed_is_completed(
     engine: Engine, worker: Worker, hand: HandExecutor
 ) -> None:
