@@ -155,7 +155,12 @@ class Running:
     async def __aenter__(self) -> "Running":
         import asyncio
 
-        self.start(asyncio.get_running_loop())
+        try:  # in a thread, with the caller's context variables: a first child process may take a minute to be ready
+            await asyncio.to_thread(self.start, asyncio.get_running_loop())
+        except asyncio.CancelledError:  # nobody will leave the block: what is still beginning is to end at once
+            self._requests += 2
+            self._bell.ring()
+            raise
         return self
 
     async def __aexit__(self, *error: object) -> None:

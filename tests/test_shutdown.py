@@ -14,6 +14,7 @@ import pytest
 import rqlab
 from rqlab import Context, Job, ValidationError, clock, supervisor
 from rqlab.job import State
+from rqlab.supervisor import Running
 
 LONG = 30.0  # seconds; whatever takes longer does not come at all
 
@@ -281,6 +282,50 @@ def test_an_async_with_does_not_block_its_loop_while_it_ends(rq: rqlab.Queues) -
 
     asyncio.run(asyncio.wait_for(main(), LONG))
     assert rq.get(job_id).state is State.COMPLETED
+
+
+def test_an_async_with_does_not_block_its_loop_while_it_begins(
+    rq: rqlab.Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_begin = threading.Event()
+    begin = Running._begin
+    monkeypatch.setattr(Running, "_begin", lambda *both: may_begin.wait(LONG) and begin(*both))
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_later(0.05, may_begin.set)  # comes only if the loop is free
+        async with rq.worker("q", lambda job: None):
+            assert may_begin.is_set()
+
+    before = time.monotonic()
+    asyncio.run(asyncio.wait_for(main(), LONG))
+    assert time.monotonic() - before < LONG / 2
+
+
+def test_an_application_that_is_cancelled_while_its_worker_begins_leaves_none_behind(
+    rq: rqlab.Queues, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_beginning, may_begin = threading.Event(), threading.Event()
+    begin = Running._begin
+
+    def slowly(running: Running, loop: asyncio.AbstractEventLoop | None) -> None:
+        is_beginning.set()
+        may_begin.wait(LONG)
+        begin(running, loop)
+
+    monkeypatch.setattr(Running, "_begin", slowly)
+    running = rq.worker("q", lambda job: None)
+
+    async def main() -> None:
+        entering = asyncio.create_task(running.__aenter__())
+        await asyncio.to_thread(is_beginning.wait, LONG)
+        entering.cancel()
+        await asyncio.wait([entering])
+        may_begin.set()
+        assert entering.cancelled()
+
+    asyncio.run(asyncio.wait_for(main(), LONG))
+
+    wait_for(running._ended.is_set, "the end of the worker")
 
 
 def test_an_application_that_is_cancelled_while_its_worker_ends_lets_go_of_the_runs(rq: rqlab.Queues) -> None:
