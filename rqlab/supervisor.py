@@ -112,7 +112,18 @@ class Running:
         self._watch: _Watch | None = None
         self._worker: Worker | None = None
         self._executor: Executor | None = None
+        self._has_begun = False
         self._ended = threading.Event()
+
+    def __repr__(self) -> str:
+        worker = self._worker
+        if worker is None:
+            return f"<rqlab.Running {'beginning' if self._has_begun else 'not begun'}>"
+        if self._ended.is_set():
+            state = "ended"
+        else:
+            state = f"{'stopping' if worker.is_stopping else 'running'}, {len(worker.runs)} in flight"
+        return f"<rqlab.Running {worker.name} of {', '.join(sorted(worker.queues))}: {state}>"
 
     def stop(self) -> None:
         """Ask it to finish its runs and end; asked again, it releases them. At once, also in a signal handler."""
@@ -173,6 +184,9 @@ class Running:
             raise
 
     def _begin(self, loop: "asyncio.AbstractEventLoop | None") -> None:
+        if self._has_begun:
+            raise ValidationError(f"cannot begin {self!r}: it runs once; call rq.worker again for another")
+        self._has_begun = True
         if inspect.isawaitable(self._shutdown):
             self._watch = _Watch(self._shutdown, loop, self.stop)
         try:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import threading
 import time
@@ -326,6 +327,21 @@ def test_an_application_that_is_cancelled_while_its_worker_begins_leaves_none_be
     asyncio.run(asyncio.wait_for(main(), LONG))
 
     wait_for(running._ended.is_set, "the end of the worker")
+
+
+def test_a_worker_is_entered_once(rq: rqlab.Queues) -> None:
+    running = rq.worker(["b", "a"], lambda job: None)
+    assert repr(running) == "<rqlab.Running not begun>"
+    with running:
+        assert re.fullmatch(r"<rqlab\.Running \S+ of a, b: running, 0 in flight>", repr(running))
+        with pytest.raises(ValidationError, match=r"call rq\.worker again"):
+            running.start()
+    assert repr(running).endswith(": ended>")
+
+    with pytest.raises(ValidationError, match=r"it runs once; call rq\.worker again"), running:
+        pass
+    with pytest.raises(ValidationError, match="it runs once"):
+        asyncio.run(running.__aenter__())
 
 
 def test_an_application_that_is_cancelled_while_its_worker_ends_lets_go_of_the_runs(rq: rqlab.Queues) -> None:
