@@ -150,8 +150,12 @@ class Engine:
 
         def work(tx: Transaction) -> tuple[list[Job | RQLabError], list[Job]]:
             ended = [_or_error(lambda ending=ending: self._end(tx, ending, now)) for ending in endings]  # type: ignore[misc]
-            pulled = _pull(tx, request, now)[0] if request is not None and request.at_most > 0 else []
-            return ended, pulled
+            if request is None or request.at_most == 0:
+                return ended, []
+            try:
+                return ended, _pull(tx, request, now)[0]
+            except StoreCorrupt:  # what has ended is stored all the same; the next pull meets the damage again
+                return ended, []
 
         return self._write(work)
 
@@ -484,27 +488,43 @@ def _push(tx: Transaction, push: Push, job_id: str, now: int) -> str:
 
 
 def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
-    """Jobs for a worker, and whether the transaction was full before the worker was served."""
+    """Jobs for a worker, and whether the transaction was full before the worker was served.
+
+    A damaged queue holds up no other: its StoreCorrupt is raised when the others have nothing.
+    """
     taken: list[Job] = []
     moves = MAX_MOVES
+    damage: StoreCorrupt | None = None
     for queue in request.queues:
-        if tx.entry(PAUSED + queue) is not None:
-            continue
-        moves -= _promote(tx, queue, now, moves)
-        ready = shelf(queue, WAITING)
-        while moves > 0 and len(taken) < request.at_most:
-            jobs = tx.scan(ready, ready + LAST, min(request.at_most - len(taken), moves))
-            if not jobs:
-                break
-            for job in jobs:
-                if job.expires_at is not None and job.expires_at <= now:
-                    _change(tx, Event.EXPIRE, job, lifecycle.expire(job, now), now)
-                else:
-                    pulled = lifecycle.pull(job, now, request.worker, request.stall_timeout)
-                    _observe(tx, queue, "wait", now - _due_at(job))
-                    taken.append(tx.load(_change(tx, Event.PULL, job, pulled, now)))
-            moves -= len(jobs)
+        try:
+            moves = _pull_from(tx, queue, request, now, taken, moves)
+        except StoreCorrupt as error:
+            damage = error
+    if damage is not None and not taken:
+        raise damage
     return taken, moves <= 0
+
+
+def _pull_from(tx: Transaction, queue: str, request: Pull, now: int, taken: list[Job], moves: int) -> int:
+    """Add the queue's next jobs to `taken`; how many moves are left."""
+    if tx.entry(PAUSED + queue) is not None:
+        return moves
+    moves -= _promote(tx, queue, now, moves)
+    ready = shelf(queue, WAITING)
+    while moves > 0 and len(taken) < request.at_most:
+        jobs = tx.scan(ready, ready + LAST, min(request.at_most - len(taken), moves))
+        if not jobs:
+            break
+        for job in jobs:
+            if job.expires_at is not None and job.expires_at <= now:
+                _change(tx, Event.EXPIRE, job, lifecycle.expire(job, now), now)
+            else:
+                loaded = tx.load(job)  # before anything is changed: its data may be damaged
+                pulled = lifecycle.pull(loaded, now, request.worker, request.stall_timeout)
+                _observe(tx, queue, "wait", now - _due_at(job))
+                taken.append(_change(tx, Event.PULL, job, pulled, now))
+        moves -= len(jobs)
+    return moves
 
 
 def _due_at(job: Job) -> int:
