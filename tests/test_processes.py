@@ -99,7 +99,7 @@ def wait_for(is_so: Callable[[], object], what: str = "it") -> None:
 
 def test_a_job_whose_worker_was_killed_in_the_middle_completes_at_its_next_run(place: Place) -> None:
     with queues(place) as rq:
-        job_id = rq.push("q", "work", place.data(seconds=[60, 0]), backoff_delay=0)
+        job_id = rq.push("q", "work", place.data(takes=[60, 0]), backoff_delay=0)
         others = [rq.push("elsewhere", "work") for _ in range(3)]
         killed = place.worker(stall_timeout=1)
         wait_for(lambda: place.lines("begun"))
@@ -128,7 +128,7 @@ def test_two_thousand_jobs_complete_though_a_worker_is_killed_every_second(place
     killed: set[int] = set()
     with queues(place) as rq:
         workers = [place.worker(**settings) for _ in range(3)]
-        pusher = place.start("push", count=count, data=place.data(seconds=[0.03]), options=options)
+        pusher = place.start("push", count=count, data=place.data(takes=[0.03]), options=options)
         while pusher.poll() is None or rq.counts("q").unfinished:
             until = time.monotonic() + 1
             while time.monotonic() < until and (pusher.poll() is None or rq.counts("q").unfinished):
@@ -161,33 +161,35 @@ def _pid(worker: str) -> int:
 
 
 def test_a_worker_that_was_frozen_past_its_lease_harms_nothing(place: Place, tmp_path: Path) -> None:
-    thawed = tmp_path / "thawed"
+    thawed, finished = tmp_path / "thawed", tmp_path / "finished"
     with queues(place) as rq:
-        job_id = rq.push("q", "work", place.data(seconds=[60, 0], until=str(thawed)), backoff_delay=0)
+        job_id = rq.push("q", "work", place.data(takes=[str(thawed), str(finished)]), backoff_delay=0)
         frozen = place.worker(stall_timeout=1)
         wait_for(lambda: place.lines("begun"))
         frozen.send_signal(signal.SIGSTOP)
-        other = place.worker(stall_timeout=1)
-        wait_for(lambda: rq.get(job_id).state is State.COMPLETED)
-        before = rq.get(job_id)
+        other = place.worker(stall_timeout=30)
+        wait_for(lambda: len(place.lines("begun")) == 2, "the second run")
 
         thawed.touch()
         frozen.send_signal(signal.SIGCONT)
-        wait_for(lambda: len(place.lines("ended")) == 2, "the end of the frozen run")
-        other.terminate()
-        assert other.wait(LONG) == 0
+        wait_for(lambda: place.lines("ended"), "the end of the frozen run")
         last = rq.push("q", "work", place.data())
         wait_for(lambda: rq.get(last).state is State.COMPLETED, "the next job of the worker that was frozen")
-
         assert rq.get(last).result == frozen.pid, "it goes on"
-        assert rq.get(job_id) == before, "what it brought was refused"
-        assert (before.attempt, before.deliveries, before.result) == (1, 2, other.pid)
+        assert rq.get(job_id).state is State.ACTIVE, "what it brought was refused"
+        finished.touch()
+        wait_for(lambda: rq.get(job_id).state is State.COMPLETED)
+
+        job = rq.get(job_id)
+        assert (job.attempt, job.deliveries, job.result) == (1, 2, other.pid)
+        assert [line.outcome for line in job.history] == [Outcome.STALLED, Outcome.COMPLETED]
+        assert [line.pid for line in place.lines("ended")] == [frozen.pid, frozen.pid, other.pid]
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_sigterm_under_load_charges_no_attempt_and_loses_nothing(place: Place, isolation: str) -> None:
     with queues(place) as rq:
-        rq.push_many("q", [{"name": "work", "data": place.data(seconds=[0.05])}] * 300)
+        rq.push_many("q", [{"name": "work", "data": place.data(takes=[0.05])}] * 300)
         worker = place.worker(concurrency=4, isolation=isolation)
         wait_for(lambda: len(place.lines("begun")) >= 20)
 
@@ -207,7 +209,7 @@ def test_sigterm_under_load_charges_no_attempt_and_loses_nothing(place: Place, i
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_a_second_sigterm_releases_the_runs_in_flight(place: Place, isolation: str) -> None:
     with queues(place) as rq:
-        ids = [rq.push("q", "work", place.data(seconds=[60])) for _ in range(2)]
+        ids = [rq.push("q", "work", place.data(takes=[60])) for _ in range(2)]
         worker = place.worker(concurrency=2, isolation=isolation)
         wait_for(lambda: len(place.lines("begun")) == 2)
 
@@ -224,7 +226,7 @@ def test_a_second_sigterm_releases_the_runs_in_flight(place: Place, isolation: s
 
 def test_after_its_grace_a_worker_that_got_sigterm_exits_by_itself(place: Place) -> None:
     with queues(place) as rq:
-        job_id = rq.push("q", "work", place.data(seconds=[60]))
+        job_id = rq.push("q", "work", place.data(takes=[60]))
         worker = place.worker(grace=0.5)
         wait_for(lambda: place.lines("begun"))
 
@@ -240,7 +242,7 @@ def test_a_signal_to_the_whole_process_group_lets_the_run_in_flight_finish(
     place: Place, isolation: str, number: signal.Signals
 ) -> None:
     with queues(place) as rq:
-        running, waiting = (rq.push("q", "work", place.data(seconds=[0.5])) for _ in range(2))
+        running, waiting = (rq.push("q", "work", place.data(takes=[0.5])) for _ in range(2))
         worker = place.worker(isolation=isolation)
         wait_for(lambda: place.lines("begun"))
 
@@ -256,9 +258,10 @@ def test_a_signal_to_the_whole_process_group_lets_the_run_in_flight_finish(
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 def test_a_run_is_told_of_a_cancel_from_another_process(place: Place, isolation: str) -> None:
     with queues(place) as rq:
-        job_id = rq.push("q", "work", place.data(seconds=[60], listens=True))
+        job_id = rq.push("q", "work", place.data(takes=[60], listens=True))
         place.worker(isolation=isolation)
         wait_for(lambda: place.lines("begun"))
+        time.sleep(0.5)  # at any phase of its looks, not just after it has pulled
 
         cancelled_at = time.time()
         rq.cancel(job_id)

@@ -21,17 +21,17 @@ def write(path: str, *words: object) -> None:
 
 
 def handler(job: Job, ctx: Context) -> int:
-    """`data`: the log; for each delivery how many seconds it takes; and a file at whose creation it ends."""
+    """`data`: the log; and for each delivery how many seconds it takes, or the file at whose creation it ends."""
     log = job.data["log"]
 
     def note(what: str) -> None:
         write(log, job.id, job.deliveries, os.getpid(), what, time.time())
 
     note("begun")
-    seconds = job.data.get("seconds", [0])
-    ends_at = time.monotonic() + seconds[min(job.deliveries, len(seconds)) - 1]
-    until = job.data.get("until")
-    while time.monotonic() < ends_at and not (until and Path(until).exists()):
+    takes = job.data.get("takes", [0])
+    until = takes[min(job.deliveries, len(takes)) - 1]
+    begun_at = time.monotonic()
+    while not Path(until).exists() if isinstance(until, str) else time.monotonic() - begun_at < until:
         if ctx.cancelled and job.data.get("listens"):
             note("told")
             return os.getpid()
