@@ -398,7 +398,7 @@ def test_a_child_that_dies_fails_its_run_only_and_is_replaced(data: str, said: s
 def test_a_child_that_dies_hurts_no_other_run(tmp_path: Path) -> None:
     with processes({"sleep": travelling.sleep, "misbehave": travelling.misbehave}, 2) as hands:
         slow = hands.start([str(tmp_path / "log"), 0.5], "sleep")
-        wait_for((tmp_path / "log").exists)
+        wait_for(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().endswith("\n"))
         assert hands.run("segfault", "misbehave").event == "fail"
 
         assert hands.end(slow).event == "ack"
@@ -730,7 +730,7 @@ def test_closing_ends_busy_and_idle_children(tmp_path: Path) -> None:
         runs = [hands.start(name="pid") for _ in range(2)]
         pids = [int(bytes(hands.end(run).result)) for run in runs]
         hands.start([str(tmp_path / "log"), 60], "sleep")
-        wait_for((tmp_path / "log").exists)
+        wait_for(lambda: (tmp_path / "log").exists() and (tmp_path / "log").read_text().endswith("\n"))
         pids.append(int((tmp_path / "log").read_text().split()[1]))
 
     assert not any(is_alive(pid) for pid in pids)
