@@ -7,6 +7,7 @@ for workers. None of them decides anything about the job; each turns what a hand
 import inspect
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -159,6 +160,14 @@ def wants_context(function: object) -> bool:
     """
     if not callable(function):
         raise ValidationError(f"handler: expected a function; got {arguments.shown(function)}")
+    try:
+        return _has_context_parameter(function)
+    except TypeError:  # a callable object that cannot be hashed
+        return _has_context_parameter.__wrapped__(function)
+
+
+@lru_cache(maxsize=1_000)  # looking at a signature took 20 us of every run
+def _has_context_parameter(function: Handler) -> bool:
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):  # some builtins have none
