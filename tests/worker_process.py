@@ -6,6 +6,7 @@ Each run appends lines to the file `log`, in one write each: job id, delivery, p
 import json
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,14 @@ def idle(directory: Path, settings: dict[str, Any]) -> None:
         print(json.dumps({"cpu": used, "changes": changes}))
 
 
+def end_with_parent() -> None:
+    """A test that was killed can end nobody."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
     {"work": work, "push": push, "idle": idle}[sys.argv[1]](Path(sys.argv[2]), json.loads(sys.argv[3]))
