@@ -17,8 +17,8 @@ from sortedcontainers import SortedDict, SortedList
 from rqlab.errors import StoreError
 from rqlab.job import Job
 from rqlab.storage import Transaction
-from rqlab.storage.place import expiring_place, place, shelf
-from rqlab.storage.staging import EXPIRING
+from rqlab.storage.place import place, shelf
+from rqlab.storage.staging import count_in, count_out
 
 T = TypeVar("T")
 
@@ -224,22 +224,11 @@ class _Transaction:
 
     def put(self, job: Job, replacing: Job | None = None) -> None:
         self._keep(job.id, job)
-        if replacing is None:
-            self.tally(job.queue, job.state)
-            if job.expires_at is not None:
-                self.put_entry(EXPIRING + job.id, b"", expiring_place(job))
-        else:
-            if replacing.state is not job.state:
-                self.tally(job.queue, replacing.state, -1)
-                self.tally(job.queue, job.state)
-            if replacing.expires_at is not None and job.expires_at is None:
-                self.delete_entry(EXPIRING + job.id)
+        count_in(self, job, replacing)
 
     def delete(self, job: Job) -> None:
         self._keep(job.id, None)
-        self.tally(job.queue, job.state, -1)
-        if job.expires_at is not None:
-            self.delete_entry(EXPIRING + job.id)
+        count_out(self, job)
 
     def put_entry(self, key: str, value: bytes, place: str | None = None) -> None:
         store, new = self._store, (value, place)

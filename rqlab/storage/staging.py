@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rqlab.job import Job
-from rqlab.storage import Reader
+from rqlab.storage import Reader, Transaction
 from rqlab.storage.place import expiring_place, place
 
 EXPIRING = "expiring/"  # keys of the side entries that stand on the expiring shelves
@@ -76,21 +76,11 @@ class Staged:
         self.jobs[job.id] = job
         if replacing is None:
             self.fresh.add(job.id)
-            self.tally(job.queue, job.state)
-            if job.expires_at is not None:
-                self.put_entry(EXPIRING + job.id, b"", expiring_place(job))
-        else:
-            if replacing.state is not job.state:
-                self.tally(job.queue, replacing.state, -1)
-                self.tally(job.queue, job.state)
-            if replacing.expires_at is not None and job.expires_at is None:
-                self.delete_entry(EXPIRING + job.id)
+        count_in(self, job, replacing)
 
     def delete(self, job: Job) -> None:
         self.jobs[job.id] = None
-        self.tally(job.queue, job.state, -1)
-        if job.expires_at is not None:
-            self.delete_entry(EXPIRING + job.id)
+        count_out(self, job)
 
     def put_entry(self, key: str, value: bytes, place: str | None = None) -> None:
         self.entry_changes[key] = (value, place)
@@ -109,3 +99,24 @@ class Staged:
     def is_empty(self) -> bool:
         """Whether nothing would be stored."""
         return not (self.jobs or self.entry_changes or self.tallies)
+
+
+def count_in(tx: Transaction, job: Job, replacing: Job | None) -> None:
+    """What goes with a record that is put, in every store: its state's count, and its place among the expiring."""
+    if replacing is None:
+        tx.tally(job.queue, job.state)
+        if job.expires_at is not None:
+            tx.put_entry(EXPIRING + job.id, b"", expiring_place(job))
+        return
+    if replacing.state is not job.state:
+        tx.tally(job.queue, replacing.state, -1)
+        tx.tally(job.queue, job.state)
+    if replacing.expires_at is not None and job.expires_at is None:
+        tx.delete_entry(EXPIRING + job.id)
+
+
+def count_out(tx: Transaction, job: Job) -> None:
+    """The same for a job that is deleted."""
+    tx.tally(job.queue, job.state, -1)
+    if job.expires_at is not None:
+        tx.delete_entry(EXPIRING + job.id)
