@@ -20,6 +20,7 @@ from typing import Any
 
 import diskcache
 import pytest
+from power_cuts import let_diskcache_write
 from test_stores import counted, id_of, job, line, put, recounted, sized
 
 import rqlab
@@ -137,6 +138,7 @@ def test_nothing_is_evicted_however_full_the_directory_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: tuple[str, ...], kept: bool
 ) -> None:
     monkeypatch.setitem(SETTINGS, "size_limit", 50_000)
+    let_diskcache_write(monkeypatch)
     take_out(monkeypatch, *without)
     with closing(DiskStore(tmp_path)) as store:
         for number in range(40):
@@ -154,6 +156,7 @@ def test_an_expiry_time_in_the_file_makes_nothing_vanish(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cured: bool
 ) -> None:
     if not cured:
+        let_diskcache_write(monkeypatch)
         take_out(monkeypatch, "cull_limit")
     with closing(DiskStore(tmp_path)) as store:
         put(store, job(1))
@@ -210,6 +213,7 @@ def test_reads_and_empty_transactions_sync_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cured", [True, False])
 def test_large_values_stay_inside_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cured: bool) -> None:
     if not cured:
+        let_diskcache_write(monkeypatch)
         monkeypatch.setattr(disk_module, "_Bytes", diskcache.Disk)
         take_out(monkeypatch, "disk_min_file_size")
     with closing(DiskStore(tmp_path)) as store:
@@ -620,7 +624,7 @@ def test_a_begin_that_fails_says_who_may_hold_the_file(store: DiskStore) -> None
 
 def test_a_rollback_that_fails_is_tried_again_and_nothing_of_it_is_seen(store: DiskStore) -> None:
     def half(tx: Any) -> None:
-        store._cache.set("half", b"done")
+        store._store([("half", None, b"done")])
         raise sqlite3.OperationalError("disk I/O error")
 
     deny(store._connection, "ROLLBACK", 3)

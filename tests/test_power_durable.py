@@ -14,7 +14,7 @@ from pathlib import Path
 import diskcache
 import pytest
 from conftest import Wall
-from power_cuts import JOBS, Recorded, everything, fix_chance, pushes, record
+from power_cuts import JOBS, Recorded, everything, fix_chance, let_diskcache_write, pushes, record
 
 import rqlab
 from rqlab.errors import StoreError
@@ -269,6 +269,7 @@ def test_synchronous_normal_planted_in_durable_is_caught(
 
 def test_a_side_file_that_nobody_syncs_is_caught(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(disk.SETTINGS, "disk_min_file_size", 32 * 1024)
+    let_diskcache_write(monkeypatch)
     monkeypatch.setattr(disk._Bytes, "store", diskcache.Disk.store)  # ours keeps every value inside, whatever is set
     with recovery.scratch_directory() as directory, Recorder(directory) as recorder:
         with rqlab.open(directory / JOBS) as rq:
