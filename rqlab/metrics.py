@@ -3,7 +3,7 @@
 All of it is kept as counters with the jobs, so reading it does not get slower with the number of finished jobs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rqlab.engine import BUCKETS, LISTED, Engine
@@ -26,17 +26,31 @@ TOTALS: dict[str, str] = {
 }
 
 
-class Metrics:
-    """The newest reading; housekeeping refreshes it each tick, so a scrape never waits for a busy store."""
+#: What is at risk, where the mode makes writes safe later: name -> what it is.
+AT_RISK: dict[str, str] = {
+    "unsafe_writes": "acknowledged writes that a crash would lose now",
+    "unsafe_seconds": "how long the oldest of them has been unsafe, at most",
+}
 
-    def __init__(self, engine: Engine) -> None:
+
+class Metrics:
+    """The newest reading; housekeeping refreshes it each tick, so a scrape never waits for a busy store.
+
+    `at_risk(now)` gives the values of AT_RISK, or nothing in a mode that puts nothing at risk.
+    """
+
+    def __init__(self, engine: Engine, at_risk: Callable[[int], Mapping[str, float]] = lambda now: {}) -> None:
         self._engine = engine
+        self._at_risk = at_risk
         self.latest: dict[str, Any] | None = None
 
     def refresh(self, now: int) -> dict[str, Any]:
-        """Read everything: {"at": ms, "queues": {name: {"jobs", "oldest_waiting_seconds", totals, "wait", "run"}}}."""
+        """Read everything: {"at": ms, "queues": {name: {"jobs", "oldest_waiting_seconds", totals, "wait", "run"}}}.
+
+        With the names of AT_RISK beside "at", where writes become safe later.
+        """
         queues = {queue: self._read(queue, now) for queue in self._engine.store.queues()}
-        self.latest = {"at": now, "queues": queues}
+        self.latest = {"at": now, **self._at_risk(now), "queues": queues}
         return self.latest
 
     def _read(self, queue: str, now: int) -> dict[str, Any]:
@@ -68,7 +82,8 @@ class PrometheusCollector:
         """One family for each metric, labelled by queue; called by the registry at every scrape."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        queues: dict[str, Any] = (self._metrics.latest or {"queues": {}})["queues"]
+        latest: dict[str, Any] = self._metrics.latest or {"queues": {}}
+        queues: dict[str, Any] = latest["queues"]
         jobs = GaugeMetricFamily("rqlab_jobs", "jobs in each state", labels=["queue", "state"])
         oldest = GaugeMetricFamily(
             "rqlab_oldest_waiting_seconds", "how long the oldest waiting job has waited", labels=["queue"]
@@ -78,6 +93,9 @@ class PrometheusCollector:
                 jobs.add_metric([queue, state], count)
             oldest.add_metric([queue], read["oldest_waiting_seconds"] or 0.0)
         yield from (jobs, oldest)
+        for name, meaning in AT_RISK.items():
+            if name in latest:
+                yield GaugeMetricFamily(f"rqlab_{name}", meaning, latest[name])
         for total, meaning in TOTALS.items():
             family = CounterMetricFamily(f"rqlab_{total}", meaning, labels=["queue"])
             for queue, read in queues.items():

@@ -3,7 +3,9 @@
 It checks what callers pass, draws ids, and hands instants to the engine; it decides nothing about a job.
 """
 
+import atexit
 import difflib
+import logging
 import os
 import random
 import re
@@ -22,6 +24,7 @@ import msgspec
 from rqlab import arguments, clock, durability, executors, schedule
 from rqlab.arguments import shown
 from rqlab.clock import Bell
+from rqlab.durability import Keeper, Opening
 from rqlab.engine import LISTED, Ending, Engine, Pull, Push
 from rqlab.errors import JobNotFound, RQLabError, StoreError, ValidationError
 from rqlab.executors import Executor, Handlers
@@ -36,6 +39,7 @@ from rqlab.observe import Observers
 from rqlab.schedule import Schedule
 from rqlab.storage import Store
 from rqlab.storage.disk import DiskStore, ReadOnlyStore
+from rqlab.storage.hybrid import HybridStore
 from rqlab.storage.memory import MemoryStore
 from rqlab.supervisor import Running, Supervisor
 from rqlab.worker import Worker
@@ -44,6 +48,8 @@ if TYPE_CHECKING:  # each is imported where it is used: pandas takes 0.4 s, asyn
     import asyncio
 
     import pandas
+
+log = logging.getLogger("rqlab")
 
 Seconds = float | timedelta
 
@@ -55,6 +61,7 @@ MAX_ATTEMPTS = 2**31 - 1
 POLL_SECONDS = 0.025  # pull(wait=…) looks this often for jobs that other processes pushed
 SETTINGS_KEY = "rqlab/settings"
 DEFAULT_RETENTION = Retention()
+MAX_UNSAFE = 1_000_000  # writes that may wait for a commit or a snapshot
 HOST = socket.gethostname()
 ID = re.compile(r"[0-9a-f-]{36}")
 
@@ -62,6 +69,22 @@ _random = random.Random()  # seeded by the system; ids must be unique, not secre
 os.register_at_fork(after_in_child=_random.seed)  # a child would draw its parent's numbers
 _ids = Ids(_random.getrandbits)  # one for the process: ids rise strictly across all its queues
 os.register_at_fork(after_in_child=_ids.part_from_parent)  # runs after the new seed
+
+
+_later: "weakref.WeakSet[Queues]" = weakref.WeakSet()  # those whose writes become safe later
+
+
+def _flush_at_exit() -> None:
+    """A program that ends without a close is not a crash: what was acknowledged is stored."""
+    for queues in list(_later):
+        try:
+            queues._store.flush()
+        except StoreError as error:
+            if not queues._is_closed:
+                log.error("the program ends, and writes to %s are lost: %s", queues.path, error)
+
+
+atexit.register(_flush_at_exit)
 
 
 class _Settings(msgspec.Struct, frozen=True):
@@ -78,6 +101,10 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     busy_timeout: Seconds = 30.0,
     stall_timeout: Seconds = 30.0,
     tick_interval: Seconds = 1.0,
+    flush_interval: Seconds = 0.010,
+    max_batch: int = 100,
+    snapshot_interval: Seconds = 1.0,
+    max_dirty: int = 5_000,
     retention: Retention = DEFAULT_RETENTION,
     allow_network_filesystem: bool = False,
 ) -> "Queues":
@@ -90,25 +117,38 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     - `stall_timeout` (at least 0.1): how long a worker of this process may be silent before its job is taken from it.
       30 s forgives a long garbage collection or a busy disk; shorter means faster recovery;
     - `tick_interval`: the pause between two housekeeping passes of this process;
+    - `flush_interval` and `max_batch` (calls that write), of `durability="buffered"` only: a commit at the latest after
+      so much time (10 ms: an fsync or two) or so many writes. A crash loses no more than that;
+    - `snapshot_interval` and `max_dirty` (changed jobs), of `durability="hybrid"` only: a snapshot at the latest after
+      so much time or so many changes. At 4 x `max_dirty` unsafe writes, writers wait, up to `busy_timeout`;
     - `retention`: how long finished jobs are kept. It is stored in the directory; left out, the stored one holds.
 
     Network file systems are refused (flock and SQLite's WAL do not hold there) unless `allow_network_filesystem`.
     Raises ValidationError, StoreLocked, StoreFull, StoreCorrupt, FormatTooNew or StoreError; nothing is changed then.
     """
     timing = _timing(stall_timeout, tick_interval)
-    busy = arguments.seconds(busy_timeout, "busy_timeout")
     directory = _checked_path(path)
     kept = _checked_retention(retention)
     mode = durability_mode(durability)
+    opening = Opening(
+        directory,
+        busy_timeout=arguments.seconds(busy_timeout, "busy_timeout"),
+        flush_interval=arguments.seconds(flush_interval, "flush_interval", above=0),
+        max_batch=arguments.whole(max_batch, "max_batch", 1, MAX_UNSAFE),
+        snapshot_interval=arguments.seconds(snapshot_interval, "snapshot_interval", above=0),
+        max_dirty=arguments.whole(max_dirty, "max_dirty", 1, MAX_UNSAFE),
+        allow_network_filesystem=arguments.truth(allow_network_filesystem, "allow_network_filesystem"),
+    )
+    _refuse_what_is_not_used(mode, opening)
     if arguments.truth(read_only, "read_only"):
         return Queues(ReadOnlyStore(directory), directory, mode.name, read_only=True, **timing)
-    allowed = arguments.truth(allow_network_filesystem, "allow_network_filesystem")
-    store = mode.open(_opening(directory, busy, allowed))
+    store = mode.open(opening)
+    queues = None
     try:
-        queues = Queues(store, directory, mode.name, **timing)
+        queues = Queues(store, directory, mode.name, keeper=mode.keeper(store, opening), **timing)
         queues._remember(kept)
     except BaseException:
-        store.close()
+        (store if queues is None else queues).close()
         raise
     return queues
 
@@ -137,6 +177,7 @@ class Queues:
         *,
         stall_timeout: float,
         tick_interval: float,
+        keeper: Keeper | None = None,
         read_only: bool = False,
     ) -> None:
         self.path = path  #: the directory; None for queues in memory
@@ -149,13 +190,15 @@ class Queues:
         self._observers = Observers()
         self._engine.deliver = self._observers.deliver
         store.listener = self._observers.take
-        self._metrics = Metrics(self._engine)
-        self._supervisor = Supervisor(self._housekeeper())
+        self._metrics = Metrics(self._engine, (lambda now: {}) if keeper is None else keeper.at_risk)
+        self._supervisor = Supervisor(self._housekeeper(), keeper)
         self._ticker = self._housekeeper()  # for whoever calls tick() instead: it remembers when the last one was
         self._ticking = threading.Lock()
         self._running: weakref.WeakSet[Running] = weakref.WeakSet()  # those under way keep themselves alive
         self._closing = threading.Lock()
         self._is_closed = False
+        if keeper is not None:
+            _later.add(self)
 
     # Producers.
 
@@ -328,7 +371,11 @@ class Queues:
         return self._engine.newest(arguments.queue_name(queue), State.DLQ, at_most)
 
     def metrics(self) -> dict[str, Any]:
-        """Gauges, running totals and histograms by queue, read now; `rqlab.metrics` says what each counts."""
+        """Gauges, running totals and histograms by queue, read now; `rqlab.metrics` says what each counts.
+
+        Where writes become safe later, also `unsafe_writes`: what a crash would lose now, and `unsafe_seconds`: how
+        long the oldest of them has been at risk.
+        """
         return self._metrics.refresh(clock.now())
 
     def prometheus(self) -> PrometheusCollector:
@@ -542,14 +589,17 @@ class Queues:
         self._store.flush()
 
     def close(self) -> None:
-        """Release the runs of workers still under way, end all threads, let go of the directory. Idempotent."""
+        """Release the runs of workers still under way, make every write safe, let go of the directory. Idempotent.
+
+        StoreError if what was acknowledged cannot be stored (a full disk): it is kept, so free some space and close
+        again; with `durability="durable"` nothing is left to store.
+        """
         with self._closing:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            for running in list(self._running):
-                running.abandon()
-            self._supervisor.close()
+            if not self._is_closed:
+                self._is_closed = True
+                for running in list(self._running):
+                    running.abandon()
+                self._supervisor.close()
             self._store.close()
 
     def __enter__(self) -> "Queues":
@@ -729,8 +779,8 @@ class Queues:
         if self.read_only:
             raise StoreError(f"{self.path} was opened with read_only=True: open it without to change anything")
 
-    def _on_disk(self, attempted: str) -> DiskStore:
-        if not isinstance(self._store, DiskStore):
+    def _on_disk(self, attempted: str) -> DiskStore | HybridStore:
+        if not isinstance(self._store, DiskStore | HybridStore):
             raise StoreError(f"cannot {attempted} {self!r}: expected queues in a directory, opened for writing")
         return self._store
 
@@ -742,7 +792,6 @@ PUSH_ARGUMENTS = (
 )  # fmt: skip
 
 durability_mode = durability.mode
-_opening = durability.Opening
 
 
 def _loop_executor(
@@ -755,6 +804,16 @@ def _loop_executor(
 
 def _worker_name() -> str:
     return f"{HOST}:{os.getpid()}:{threading.current_thread().name}"
+
+
+def _refuse_what_is_not_used(mode: durability.Mode, opening: Opening) -> None:
+    for other in durability.MODES.values():
+        for name in other.settings:
+            given = getattr(opening, name)
+            if other is not mode and given != Opening._field_defaults[name]:
+                raise ValidationError(
+                    f"{name}: expected it with durability={other.name!r} only; got {given!r} with {mode.name!r}"
+                )
 
 
 class _Timing(TypedDict):

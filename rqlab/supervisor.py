@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rqlab import clock
 from rqlab.clock import Bell
+from rqlab.durability import Keeper
 from rqlab.errors import ValidationError
 from rqlab.executors import Executor
 from rqlab.housekeeping import Housekeeper
@@ -32,14 +33,20 @@ JOIN_SECONDS = 10.0  # for a thread that was told to end: it is at most one step
 
 
 class Supervisor:
-    """The heartbeat and housekeeping threads of one set of queues."""
+    """The heartbeat and housekeeping threads of one set of queues, and that of its keeper where the mode has one."""
 
-    def __init__(self, housekeeper: Housekeeper) -> None:
+    def __init__(self, housekeeper: Housekeeper, keeper: Keeper | None) -> None:
         self.housekeeper = housekeeper
+        self.keeper = keeper
         self._workers: dict[Worker, float] = {}  #: when each is to beat next, by the monotonic clock
         self._lock = threading.Lock()
         self._heart = _Thread("rqlab-heartbeat", self._beat)
         self._house = _Thread("rqlab-housekeeping", self._keep_house)
+        self._safe: _Thread | None = None
+        if keeper is not None:
+            self._safe = _Thread("rqlab-keeper", keeper.step)
+            keeper.store.on_unsafe = self._safe.bell.ring
+            self._safe.start()
 
     def add(self, worker: Worker) -> None:
         """Keep the leases of this worker's runs from now on."""
@@ -59,6 +66,8 @@ class Supervisor:
     def close(self) -> None:
         self._house.end()
         self._heart.end()
+        if self._safe is not None:
+            self._safe.end()
 
     def _beat(self, now: int) -> int:
         with self._lock:

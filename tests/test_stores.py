@@ -22,7 +22,9 @@ from msgspec.structs import replace
 from rqlab.errors import StoreError
 from rqlab.job import NULL, Job, State
 from rqlab.storage import Store, Transaction
+from rqlab.storage.buffered import BufferedStore
 from rqlab.storage.disk import DATA_APART_BYTES, DiskStore
+from rqlab.storage.hybrid import HybridStore
 from rqlab.storage.memory import MemoryStore
 from rqlab.storage.place import LAST, expiring, expiring_place, place, shelf, until
 
@@ -46,9 +48,24 @@ class Kept:
         return self.store
 
 
+class _Eager(HybridStore):
+    """A hybrid store that has nothing unsafe: finished jobs leave memory at once."""
+
+    def write(self, work: Callable[[Transaction], Any]) -> Any:
+        try:
+            return super().write(work)
+        finally:
+            self.flush()
+
+
 STORES: dict[str, Callable[[Path], Kept]] = {
     "memory": lambda path: Kept(MemoryStore, has_file=False),
     "disk": lambda path: Kept(lambda: DiskStore(path), has_file=True),
+    "buffered": lambda path: Kept(lambda: BufferedStore(path), has_file=True),
+    "hybrid": lambda path: Kept(lambda: HybridStore(DiskStore(path)), has_file=True),
+    # What a store keeps must not depend on when it becomes safe.
+    "buffered, committed at once": lambda path: Kept(lambda: BufferedStore(path, max_batch=1), has_file=True),
+    "hybrid, stored at once": lambda path: Kept(lambda: _Eager(DiskStore(path)), has_file=True),
 }
 
 

@@ -86,3 +86,24 @@ class Store(Reader, Protocol):
 
     def close(self) -> None:
         """Flush and let go. Idempotent; every later call raises StoreError."""
+
+
+class LaterStore(Store, Protocol):
+    """A store that acknowledges a write before it is safe. Its keeper takes what is unsafe, and then stores it."""
+
+    #: Called, perhaps under a lock, when the first unsafe write arrives and when a bound is reached: no calling back.
+    on_unsafe: Callable[[], None]
+
+    @property
+    def unsafe_writes(self) -> int:
+        """Acknowledged writes that a crash would lose now."""
+
+    @property
+    def must_hurry(self) -> bool:
+        """Whether a bound is reached, so that waiting any longer is against the mode's promise."""
+
+    def take(self) -> None:
+        """Fix what is to be stored next: the state at this instant."""
+
+    def store_taken(self) -> None:
+        """Store it. If that fails nothing is lost; the error is raised here, and to the next caller who writes."""

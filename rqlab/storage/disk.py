@@ -20,7 +20,7 @@ import threading
 import urllib.parse
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -41,7 +41,7 @@ from rqlab.errors import (
 from rqlab.job import NULL, Job
 from rqlab.storage import FORMAT, Transaction
 from rqlab.storage.locks import Lock, file_error, network_file_system, own
-from rqlab.storage.place import LAST, place
+from rqlab.storage.place import LAST, SHELVES, place
 from rqlab.storage.staging import Staged
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ FORMAT_KEY = "rqlab/format"
 DATABASE = "cache.db"  # diskcache's name for it
 FULL_BYTES = 64 * 1024  # with less room than this, an I/O error means a full disk
 MAX_COMPLAINTS = 10  # of a damaged file; more say no more
+KEPT = "what was written before is kept, and tried again"
 SQLITE_VERSION = sqlite3.sqlite_version
 
 RANGE = "SELECT mode, value FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag"
@@ -170,10 +171,10 @@ class _Call:
             self.wake.release()
 
 
-class _Batch:
+class Batch:
     """One transaction in the making, and what came of it."""
 
-    __slots__ = ("calls", "changes", "committed", "counters", "error", "steps", "writes")
+    __slots__ = ("calls", "changes", "committed", "counters", "error", "steps", "writes", "writes_so_far")
 
     def __init__(self, calls: list[_Call], counters: dict[str, dict[str, int]]) -> None:
         self.calls = calls
@@ -181,7 +182,10 @@ class _Batch:
         self.changes: list[Any] = []
         self.steps: list[tuple[list[str], list[Row]]] = []  #: what each call removes, and then stores
         self.writes = 0  #: calls that store something
-        self.committed: list[sqlite3.Cursor] = []  #: not empty: it is on the disk
+        self.writes_so_far = 0  #: with those of the batches before it that are not committed either
+        self.committed: list[
+            Any
+        ] = []  #: not empty: its callers may be told; it is on the disk, or nothing is to be stored
         self.error: RQLabError | None = None  #: the transaction itself failed: everybody's error
 
 
@@ -241,7 +245,7 @@ class DiskStore(_Reads):
         self._lead = threading.RLock()  # held by the leader, and by whoever needs the directory alone
         self._lock = threading.Lock()  # held by whoever uses the connection
         self._line: deque[_Call] = deque()
-        self._batch: _Batch | None = None
+        self._batch: Batch | None = None
         self._version = 0
         self._closed = False
         self._raw = _Raw()
@@ -315,7 +319,7 @@ class DiskStore(_Reads):
         except RQLabError as error:
             _hand_out_error(list(self._line), error)
         except sqlite3.Error as error:  # of a ROLLBACK, once more
-            _hand_out_error(list(self._line), _ours(error, self.path))
+            _hand_out_error(list(self._line), in_our_words(error, self.path))
 
     def _call_next(self) -> None:
         while self._line:
@@ -334,7 +338,7 @@ class DiskStore(_Reads):
         self._settle()
         calls = [call for call in list(self._line)[: self._room()] if not call.done]
         if calls:
-            self._batch = _Batch(calls, self._counters_so_far())
+            self._batch = Batch(calls, self._counters_so_far())
             self._run(self._batch)
             self._settle()
 
@@ -346,23 +350,23 @@ class DiskStore(_Reads):
         """By queue: the counters that are not written yet."""
         return {}
 
-    def _run(self, batch: _Batch) -> None:
+    def _run(self, batch: Batch) -> None:
         try:
             with self._connection:  # in C: whatever ends this block, an interrupt too, ends in COMMIT or ROLLBACK
                 self._connection.execute("BEGIN IMMEDIATE")
                 self._run_works(batch)
-                self._store(_counter_rows(batch.counters))
+                self._store(counter_rows(batch.counters))
                 # One call into C: no interrupt comes between the commit and the note that it was done.
                 batch.committed.extend(map(self._connection.execute, ("COMMIT",)))
         except Exception as error:  # noqa: BLE001  # everybody's, and raised there
-            batch.error = _ours(error, self.path)
+            batch.error = in_our_words(error, self.path)
 
-    def _run_works(self, batch: _Batch) -> None:
+    def _run_works(self, batch: Batch) -> None:
         self._raw.pending = batch.counters
         for call in batch.calls:
             self._run_work(call, batch)
 
-    def _run_work(self, call: _Call, batch: _Batch) -> None:
+    def _run_work(self, call: _Call, batch: Batch) -> None:
         staged = Staged(self._raw)
         try:
             call.result = call.work(staged)
@@ -409,19 +413,23 @@ class DiskStore(_Reads):
 
         A batch that was neither committed nor failed has left nothing: its calls are still in the line.
         """
-        if self._connection.in_transaction:  # a ROLLBACK that failed: nothing of it may be seen, or committed
-            self._connection.execute("ROLLBACK")
+        self._mend()
         batch = self._batch
         if batch is None:
             return
-        self._raw.pending = {}
+        self._raw.pending = self._counters_so_far()
         if batch.error is not None:
             _hand_out_error(batch.calls, batch.error)
         elif batch.committed:
             self._hand_out(batch)
         self._batch = None
 
-    def _hand_out(self, batch: _Batch) -> None:
+    def _mend(self) -> None:
+        """End what a ROLLBACK that failed has left: nothing of it may be seen, or committed."""
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def _hand_out(self, batch: Batch) -> None:
         if batch.writes:
             self._version += 1
         changes, batch.changes = batch.changes, []
@@ -430,6 +438,27 @@ class DiskStore(_Reads):
         for call in batch.calls:
             call.done = True
             call.nudge()
+
+    def put_rows(self, gone: list[str], rows: list[Row]) -> None:
+        """Remove and store these entries, as they are, in one commit. For the store whose snapshots this one keeps."""
+        self._refuse_if_closed()
+        with self._lead:
+            try:
+                self._write_lock.acquire()
+                with self._lock:
+                    self._refuse_if_gone()
+                    self._settle()
+                    with self._connection:
+                        self._connection.execute("BEGIN IMMEDIATE")
+                        self._apply((gone, rows))
+            except sqlite3.Error as error:
+                raise in_our_words(error, self.path, "store a snapshot in", KEPT) from error
+            finally:
+                self._write_lock.release()
+
+    def side_entries(self) -> dict[str, tuple[bytes, str | None]]:
+        """All entries that are neither jobs, nor their data, nor counters: key -> (value, place)."""
+        return self._read(_side_entries)
 
     def changed(self) -> int:
         self._refuse_if_gone()  # the one look that an idle worker takes
@@ -447,7 +476,7 @@ class DiskStore(_Reads):
                 self._settle()
                 return ask(self._raw, *args, **kwargs)
             except sqlite3.Error as error:
-                raise _ours(error, self.path, "read") from error
+                raise in_our_words(error, self.path, "read") from error
 
     # The directory's life.
 
@@ -503,15 +532,18 @@ class DiskStore(_Reads):
         except OSError as error:
             raise file_error(f"cannot open {self.path}", error) from error
         except (sqlite3.Error, diskcache.Timeout) as error:
-            raise _ours(error, self.path, "open") from error
+            raise in_our_words(error, self.path, "open") from error
         finally:
             if connection is not None and not is_open:
                 connection.close()
             self._write_lock.release()
 
+    def is_there(self) -> bool:
+        return _identity(self.path / DATABASE) == self._file
+
     def _refuse_if_gone(self) -> None:
         """SQLite would go on in a file that has been removed, and all of it would be lost at the end."""
-        if _identity(self.path / DATABASE) != self._file:
+        if not self.is_there():
             raise StoreError(
                 f"the directory {self.path} was removed or replaced while these queues had it open: nothing more is "
                 "stored in it. Close them and open the directory again; stop workers before you remove a directory"
@@ -565,7 +597,7 @@ class DiskStore(_Reads):
         except OSError as error:
             raise file_error(f"cannot back up to {target}", error) from error
         except sqlite3.Error as error:
-            raise _ours(error, target, "back up to") from error
+            raise in_our_words(error, target, "back up to") from error
 
     def close(self) -> None:
         if os.getpid() != self._pid:
@@ -636,7 +668,7 @@ class ReadOnlyStore(_Reads):
                         self._write_lock.release()
                 return ask(self._raw, *args, **kwargs)
             except sqlite3.Error as error:
-                raise _ours(error, self.path, "read") from error
+                raise in_our_words(error, self.path, "read") from error
 
     def _join_writer(self) -> bool:
         """Share `write.lock`, so that no log comes or goes meanwhile, and connect beside the log if there is one.
@@ -815,6 +847,14 @@ def _size(path: Path) -> int:
         return 0
 
 
+def _side_entries(raw: "_Raw") -> dict[str, tuple[bytes, str | None]]:
+    others = [(shelf, shelf + LAST) for shelf in (*SHELVES.values(), COUNTERS)]
+    apart = " AND ".join(["NOT (tag >= ? AND tag < ?)"] * len(others))
+    query = f"SELECT key, tag, mode, value FROM Cache WHERE (tag IS NULL AND NOT (key >= ? AND key < ?)) OR ({apart})"
+    bounds = [DATA, DATA + LAST, *chain.from_iterable(others)]
+    return {str(key): (_checked(mode, value), tag) for key, tag, mode, value in raw.sql(query, bounds)}
+
+
 def _condition(raw: "_Raw", wal_bytes: int) -> Condition:
     settings = dict(raw.sql("SELECT key, value FROM Settings").fetchall())
     page_bytes, pages, free_pages = (
@@ -907,7 +947,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def _step(staged: Staged) -> tuple[list[str], list[Row]]:
     """What a transaction removes, by key, and then stores."""
-    gone = [key for job_id, job in staged.jobs.items() if job is None for key in (job_id, DATA + job_id)]
+    gone = deletions(job_id for job_id, job in staged.jobs.items() if job is None)
     gone += [key for key, entry in staged.entry_changes.items() if entry is None]
     rows: list[Row] = []
     for job_id, job in staged.jobs.items():
@@ -929,7 +969,12 @@ def job_rows(job: Job, is_fresh: bool) -> list[Row]:
     return rows
 
 
-def _counter_rows(counters: dict[str, dict[str, int]]) -> list[Row]:
+def deletions(job_ids: Iterable[str]) -> list[str]:
+    """The keys of all that is stored of these jobs."""
+    return [key for job_id in job_ids for key in (job_id, DATA + job_id)]
+
+
+def counter_rows(counters: dict[str, dict[str, int]]) -> list[Row]:
     return [(COUNTERS + queue, COUNTERS + queue, _encode(counted)) for queue, counted in counters.items()]
 
 
@@ -981,13 +1026,17 @@ def _is_full(path: Path) -> bool:
     return found.f_bavail * found.f_frsize < FULL_BYTES
 
 
-def _ours(error: Exception, path: Path, attempted: str = "write to") -> RQLabError:
+def in_our_words(
+    error: Exception, path: Path, attempted: str = "write to", outcome: str = "nothing was changed"
+) -> RQLabError:
     """SQLite's error in our words. diskcache says Timeout for any BEGIN that fails."""
+    if isinstance(error, RQLabError):
+        return error
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
-    said = f"cannot {attempted} {path}: {error}; nothing was changed"
+    said = f"cannot {attempted} {path}: {error}; {outcome}"
     match code:
         case sqlite3.SQLITE_FULL | sqlite3.SQLITE_IOERR if code == sqlite3.SQLITE_FULL or _is_full(path):
-            return StoreFull(f"cannot {attempted} {path}: the disk is full; nothing was changed. Free some space")
+            return StoreFull(f"cannot {attempted} {path}: the disk is full; {outcome}. Free some space")
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return StoreBusy(f"{said}. A program that is not rqlab holds cache.db: open it with nothing else")
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:

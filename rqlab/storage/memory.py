@@ -44,26 +44,29 @@ class MemoryStore:
         self._entry_places: SortedDict = SortedDict()  #: place -> key
         self._counters: dict[str, dict[str, int]] = {}
         self._journal: list[tuple[dict[Any, Any], Any, Any]] = []  #: (dict, key, what was there), oldest first
-        self._transaction = _Transaction(self)  # one serves all: the lock admits one at a time
+        self._transaction = MemoryTransaction(self)  # one serves all: the lock admits one at a time
         self._closed_as = "the queues are closed: open them again"
         _stores.add(self)
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         with self._lock:
-            self._refuse_or_undo()
-            tx = self._transaction
-            tx.changes = []
-            try:
-                result = work(tx)
-            except Exception:
-                self._undo(torn=False)
-                raise
-            if self._journal:
-                self._version += 1
-                self._journal.clear()  # from here on it is stored
-                if self.listener is not None:
-                    self.listener(tx.changes)
-            return result
+            return self._write(work)
+
+    def _write(self, work: Callable[[Transaction], T]) -> T:
+        self._refuse_or_undo()
+        tx = self._transaction
+        tx.changes = []
+        try:
+            result = work(tx)
+        except Exception:
+            self._undo(torn=False)
+            raise
+        if self._journal:
+            self._version += 1
+            self._journal.clear()  # from here on it is stored
+            if self.listener is not None:
+                self.listener(tx.changes)
+        return result
 
     def get(self, job_id: str) -> Job | None:
         with self._lock:
@@ -177,7 +180,7 @@ class MemoryStore:
         self._entry_places = SortedDict({at: key for key, (_, at) in self._entries.items() if at is not None})
 
 
-class _Transaction:
+class MemoryTransaction:
     """Reads and changes of a store whose lock is held; each change is journalled before it is made."""
 
     __slots__ = ("_store", "changes")
@@ -193,15 +196,23 @@ class _Transaction:
         return job
 
     def first(self, start: str, end: str) -> str | None:
+        return self.first_held(start, end)
+
+    def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
+        return self.held(start, end, limit, backwards)
+
+    def first_held(self, start: str, end: str) -> str | None:
+        """The first place in memory."""
         line = self._line(start)
         if not line:
             return None
         at = line[0] if line[0] >= start else next(line.irange(start), end)
         return at if at < end else None
 
-    def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
+    def held(self, start: str, end: str, limit: int, backwards: bool = False) -> list[Job]:
+        """The jobs in memory."""
         if limit == 1 and not backwards:  # a pull of one job
-            at = self.first(start, end)
+            at = self.first_held(start, end)
             return [] if at is None else [self._store._jobs[at.rpartition("/")[2]]]
         line = self._line(start)
         if not line:
@@ -223,11 +234,11 @@ class _Transaction:
         return dict(self._store._counters.get(queue, {}))
 
     def put(self, job: Job, replacing: Job | None = None) -> None:
-        self._keep(job.id, job)
+        self.keep(job.id, job)
         count_in(self, job, replacing)
 
     def delete(self, job: Job) -> None:
-        self._keep(job.id, None)
+        self.keep(job.id, None)
         count_out(self, job)
 
     def put_entry(self, key: str, value: bytes, place: str | None = None) -> None:
@@ -261,7 +272,8 @@ class _Transaction:
         lines = self._store._lines
         return lines.get(start) or lines.get(_shelf_of(start))
 
-    def _keep(self, job_id: str, new: Job | None) -> None:
+    def keep(self, job_id: str, new: Job | None) -> None:
+        """Change the record of a job, and where it stands; None takes it out. It is not counted."""
         store = self._store
         old = store._jobs.get(job_id)
         store._journal.append((store._jobs, job_id, ABSENT if old is None else old))

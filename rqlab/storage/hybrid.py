@@ -1,0 +1,399 @@
+"""Memory in front, a directory behind: calls are answered from memory, and snapshots of what changed are stored.
+
+A snapshot is taken under the lock, so it is one instant of the store, and stored outside it in one commit. Live jobs
+and side entries are always in memory; finished jobs leave it once they are on the disk, and are then read from there.
+
+What is marked as changed is stored as it then is in memory, so a mark too many does no harm: marks are made before the
+change and not undone, and neither an error, an interrupt nor a snapshot that failed forgets one. Only the mark of a
+deletion is undone with it, for what is not in memory may stand on the disk.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from msgspec.structs import replace
+
+from rqlab.errors import RQLabError, StoreBusy, StoreError
+from rqlab.job import FINISHED, Job
+from rqlab.storage import Transaction
+from rqlab.storage.disk import DATA_APART_BYTES, DiskStore, Row, counter_rows, deletions, job_rows
+from rqlab.storage.memory import ABSENT, Entry, MemoryStore, MemoryTransaction
+from rqlab.storage.place import LAST, SHELVES, place
+
+T = TypeVar("T")
+
+BOUND = 4  # times max_dirty: with so many unsafe writes, writers wait
+PAGE = 1_000  # finished jobs read from the disk at once
+LOAD_PAGE = 5_000  # live jobs read at once as the directory is opened
+DROP_PAGE = 500  # finished jobs that leave memory in one hold of the lock
+DONE = "done/"  # what the places of finished jobs begin with
+LIVE = [shelf for state, shelf in SHELVES.items() if state not in FINISHED]
+
+
+class Snapshot(NamedTuple):
+    """What changed since the one before, as it was at one instant."""
+
+    jobs: dict[str, Job]
+    fresh: set[str]  #: the ids of those that no snapshot has stored before
+    gone: dict[str, bool]  #: the ids of jobs that were deleted
+    entries: dict[str, Entry | None]  #: None for one that was deleted
+    counters: dict[str, dict[str, int]]
+    writes: int
+
+
+class HybridStore(MemoryStore):
+    """A MemoryStore over a DiskStore, which it owns and closes.
+
+    A snapshot is due when the store's keeper says so, or at `max_dirty` unsafe writes (each change of a job is one). At
+    four times as many, writers wait: up to `busy_timeout` seconds, then they get StoreBusy.
+    """
+
+    def __init__(self, disk: DiskStore, *, max_dirty: int = 5_000, busy_timeout: float = 30.0) -> None:
+        super().__init__()
+        self.path: Path = disk.path
+        self.disk = disk
+        self.max_dirty = max_dirty
+        self.busy_timeout = busy_timeout
+        self.on_unsafe: Callable[[], None] = lambda: None
+        self.make_room: Callable[[], None] = self._wait_for_room
+        self._transaction = HybridTransaction(self)
+        self._closed_as = f"the queues in {disk.path} are closed: open them again"
+        self._bound = BOUND * max_dirty
+        self._dirty_jobs: set[str] = set()
+        self._dirty_entries: set[str] = set()
+        self._dirty_queues: set[str] = set()
+        self._dirty_writes = 0
+        self._fresh: set[str] = set()
+        self._gone: dict[str, bool] = {}
+        self._taken: Snapshot | None = None  #: the one that is being stored
+        self._stored: list[Snapshot] = []  #: on the disk; their finished jobs may leave memory
+        self._storing = threading.Lock()  #: held by whoever stores a snapshot
+        self._has_room = threading.Condition(self._lock)
+        self._failure: RQLabError | None = None  #: of a snapshot, for the next caller who writes
+        try:
+            self._load()
+        except BaseException:
+            disk.close()
+            raise
+
+    @property
+    def unsafe_writes(self) -> int:
+        """Acknowledged writes that a crash would lose now."""
+        taken = self._taken
+        return self._dirty_writes + (0 if taken is None else taken.writes)
+
+    @property
+    def must_hurry(self) -> bool:
+        """Whether so much has changed that the next snapshot is due, whatever the time."""
+        return self._dirty_writes >= self.max_dirty
+
+    # What can be asked: live jobs from memory, finished ones also from the disk.
+
+    def get(self, job_id: str) -> Job | None:
+        with self._lock:
+            self._refuse_or_undo()
+            job = self._jobs.get(job_id)
+            if job is not None or self._is_gone(job_id):
+                return job
+        return self.disk.get(job_id)
+
+    def load(self, job: Job) -> Job:
+        return self.disk.load(job)
+
+    def first(self, start: str, end: str) -> str | None:
+        if not start.startswith(DONE):
+            return super().first(start, end)
+        jobs = self.scan(start, end, 1)
+        return place(jobs[0]) if jobs else None
+
+    def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
+        # Memory first: what leaves it meanwhile has been seen there. The disk is read without the lock, so that a
+        # snapshot that is being stored holds up nobody but who asks for finished jobs.
+        with self._lock:
+            self._refuse_or_undo()
+            found = self._transaction.held(start, end, limit, backwards)
+        if not start.startswith(DONE):
+            return found
+        return _merged(found, self._on_disk(start, end, limit, backwards, self._visible), limit, backwards)
+
+    def count(self, start: str, end: str) -> int:
+        if not start.startswith(DONE):
+            return super().count(start, end)
+        return len(self.scan(start, end, 2**31))
+
+    # What can be changed.
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        while True:
+            with self._lock:
+                if self._failure is not None:
+                    self._raise_failure()
+                if self.unsafe_writes < self._bound:
+                    before = self._dirty_writes
+                    result = self._write(work)
+                    after = self._dirty_writes
+                    break
+            self.make_room()
+        if before != after and (before == 0 or before < self.max_dirty <= after):
+            self.on_unsafe()
+        if after > self._bound:  # a transaction larger than all that may be unsafe: it is acknowledged when it is safe
+            self.make_room()
+        return result
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise type(failure)(str(failure))
+
+    def _wait_for_room(self) -> None:
+        """Wait until a snapshot has been stored."""
+        self.on_unsafe()
+        with self._lock:
+            if not self._has_room.wait_for(self._may_go_on, self.busy_timeout):
+                raise StoreBusy(
+                    f"cannot write to {self.path}: {self.unsafe_writes:,} writes wait to be stored, no more than "
+                    f"{self._bound:,} may ({BOUND} x max_dirty), and no snapshot was stored for all of busy_timeout "
+                    f"({self.busy_timeout:g} s)"
+                )
+            if self._failure is not None:
+                self._raise_failure()
+
+    def _may_go_on(self) -> bool:
+        return self.unsafe_writes < self._bound or self._failure is not None or self._closed
+
+    # Snapshots.
+
+    def flush(self) -> None:
+        """Return when everything stored so far is on the disk; StoreError if it cannot be, and then none is lost."""
+        with self._storing:
+            self._store_pending()
+            self.take()
+            self._store_pending()
+
+    def take(self) -> None:
+        """Take a snapshot, unless one waits to be stored: the first of the two steps of a keeper."""
+        with self._lock:
+            self._refuse_or_undo()
+            if self._taken is not None:
+                return
+            jobs = self._jobs
+            self._taken = Snapshot(
+                jobs={job_id: jobs[job_id] for job_id in self._dirty_jobs if job_id in jobs},
+                fresh=self._fresh,
+                gone={job_id: True for job_id in self._gone if job_id not in self._fresh},
+                entries={key: self._entries.get(key) for key in self._dirty_entries},
+                counters={queue: dict(self._counters.get(queue, {})) for queue in self._dirty_queues},
+                writes=self._dirty_writes,
+            )
+            self._dirty_jobs, self._dirty_entries, self._dirty_queues = set(), set(), set()
+            self._fresh, self._gone, self._dirty_writes = set(), {}, 0
+
+    def store_taken(self) -> None:
+        """Store the snapshot: the second step. Its error is raised here, and to the next caller who writes."""
+        try:
+            with self._storing:
+                self._store_pending()
+        except RQLabError as error:
+            with self._lock:
+                self._failure = error
+                self._has_room.notify_all()
+            raise
+
+    def _store_pending(self) -> None:
+        snapshot = self._taken
+        if snapshot is not None:
+            try:
+                self.disk.put_rows(*_step(snapshot))
+            except RQLabError:
+                with self._lock:
+                    self._put_back(snapshot)
+                raise
+            self._stored.append(snapshot)
+            with self._lock:
+                self._taken = self._failure = None
+                self._has_room.notify_all()
+        while self._stored:
+            self._drop_finished(self._stored[0])
+            self._stored.pop(0)
+
+    def _put_back(self, snapshot: Snapshot) -> None:
+        self._dirty_jobs |= snapshot.jobs.keys()
+        self._dirty_entries |= snapshot.entries.keys()
+        self._dirty_queues |= snapshot.counters.keys()
+        self._fresh |= snapshot.fresh
+        self._gone |= snapshot.gone
+        self._dirty_writes += snapshot.writes
+        self._taken = None
+
+    def _drop_finished(self, snapshot: Snapshot) -> None:
+        """Let finished jobs leave memory: they are on the disk, as they are."""
+        finished = (job for job in snapshot.jobs.values() if job.is_finished)
+        while page := list(islice(finished, DROP_PAGE)):
+            with self._lock:
+                self._refuse_or_undo()
+                for job in page:
+                    if self._jobs.get(job.id) is job:
+                        self._transaction.keep(job.id, None)
+                self._journal.clear()
+
+    # The directory.
+
+    def _load(self) -> None:
+        """Live jobs, without data that is kept apart; side entries; counters."""
+        for start in LIVE:
+            for job in _walk(self.disk, start, start + LAST):
+                self._jobs[job.id] = job
+        self._entries.update(self.disk.side_entries())
+        self._counters.update({queue: dict(self.disk.counters(queue)) for queue in self.disk.queues()})
+        self._rebuild_places()
+
+    def backup(self, target: Path) -> None:
+        self.flush()
+        self.disk.backup(target)
+
+    def vacuum(self) -> None:
+        self.flush()
+        self.disk.vacuum()
+
+    def checkpoint(self) -> None:
+        self.flush()
+        self.disk.checkpoint()
+
+    def close(self) -> None:
+        """Flush, and let go. If the flush fails its error is raised and the store stays open: close it again later."""
+        if self._closed:
+            return
+        try:
+            self.flush()
+        except StoreError:
+            if self.disk.is_there():
+                raise
+            self._let_go()  # nothing can be stored any more where there is no directory
+            raise
+        self._let_go()
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._closed = True
+            self._has_room.notify_all()
+        self.disk.close()
+
+    # Below: finished jobs that are on the disk only.
+
+    def _is_gone(self, job_id: str) -> bool:
+        return job_id in self._gone or (self._taken is not None and job_id in self._taken.gone)
+
+    def _visible(self, jobs: list[Job]) -> list[Job]:
+        with self._lock:
+            return self.not_superseded(jobs)
+
+    def not_superseded(self, jobs: list[Job]) -> list[Job]:
+        """Of these jobs from the disk, those that are neither in memory nor deleted since."""
+        return [job for job in jobs if job.id not in self._jobs and not self._is_gone(job.id)]
+
+    def _on_disk(
+        self, start: str, end: str, limit: int, backwards: bool, visible: Callable[[list[Job]], list[Job]]
+    ) -> list[Job]:
+        found: list[Job] = []
+        while len(found) < limit:
+            page = self.disk.scan(start, end, min(PAGE, limit - len(found)), backwards=backwards)
+            if not page:
+                break
+            found += visible(page)
+            if backwards:
+                end = place(page[-1])
+            else:
+                start = place(page[-1]) + LAST
+        return found
+
+
+class HybridTransaction(MemoryTransaction):
+    """A MemoryTransaction that marks what it changes, and finds finished jobs on the disk."""
+
+    __slots__ = ()
+
+    _store: HybridStore
+
+    def get(self, job_id: str) -> Job | None:
+        store = self._store
+        job = store._jobs.get(job_id)
+        if job is not None or store._is_gone(job_id):
+            return job
+        return store.disk.get(job_id)
+
+    def load(self, job: Job) -> Job:
+        return self._store.disk.load(job)
+
+    def first(self, start: str, end: str) -> str | None:
+        if not start.startswith(DONE):
+            return self.first_held(start, end)
+        jobs = self.scan(start, end, 1)
+        return place(jobs[0]) if jobs else None
+
+    def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
+        found = self.held(start, end, limit, backwards)
+        if not start.startswith(DONE):
+            return found
+        store = self._store
+        return _merged(found, store._on_disk(start, end, limit, backwards, store.not_superseded), limit, backwards)
+
+    def put(self, job: Job, replacing: Job | None = None) -> None:
+        store = self._store
+        store._dirty_jobs.add(job.id)
+        store._dirty_writes += 1
+        if replacing is None:
+            store._fresh.add(job.id)
+        super().put(job, replacing)
+
+    def delete(self, job: Job) -> None:
+        store = self._store
+        store._dirty_writes += 1
+        store._journal.append((store._gone, job.id, ABSENT))
+        store._gone[job.id] = True
+        super().delete(job)
+
+    def put_entry(self, key: str, value: bytes, place: str | None = None) -> None:
+        self._mark_entry(key)
+        super().put_entry(key, value, place)
+
+    def delete_entry(self, key: str) -> None:
+        self._mark_entry(key)
+        super().delete_entry(key)
+
+    def _mark_entry(self, key: str) -> None:
+        self._store._dirty_entries.add(key)
+        self._store._dirty_writes += 1
+
+    def tally(self, queue: str, name: str, amount: int = 1) -> None:
+        self._store._dirty_queues.add(queue)
+        super().tally(queue, name, amount)
+
+
+def _step(snapshot: Snapshot) -> tuple[list[str], list[Row]]:
+    """What a snapshot removes, and then stores."""
+    gone = deletions(snapshot.gone)
+    gone += [key for key, entry in snapshot.entries.items() if entry is None]
+    rows = [(key, entry[1], entry[0]) for key, entry in snapshot.entries.items() if entry is not None]
+    rows += counter_rows(snapshot.counters)
+    for job_id, job in snapshot.jobs.items():
+        is_fresh = job_id in snapshot.fresh
+        if not is_fresh and len(job.encoded_data) > DATA_APART_BYTES:
+            job = replace(job, data_apart=True)  # its data was stored as it was fresh
+        rows += job_rows(job, is_fresh)
+    return gone, rows
+
+
+def _merged(found: list[Job], stored: list[Job], limit: int, backwards: bool) -> list[Job]:
+    seen = {job.id for job in found}
+    both = found + [job for job in stored if job.id not in seen]
+    both.sort(key=place, reverse=backwards)
+    return both[:limit]
+
+
+def _walk(disk: DiskStore, start: str, end: str) -> Iterator[Job]:
+    while jobs := disk.scan(start, end, LOAD_PAGE):
+        yield from jobs
+        start = place(jobs[-1]) + LAST
