@@ -18,6 +18,7 @@ from rich.table import Table
 
 import rqlab
 from benchmarks.big import big_store
+from benchmarks.modes import modes
 from benchmarks.rounds import Contender, Spread, rates, ratio
 
 BACKLOG = 300_000  # waiting jobs in memory while it is measured
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--directory", default=None, help="on the disk to measure; the system's temporary one if none")
     parser.add_argument("--finished", type=int, default=1_000_000, help="finished jobs in the big store")
     parser.add_argument("--waiting", type=int, default=100_000, help="waiting jobs in the big store")
-    parser.add_argument("--only", choices=("durable", "memory", "big"), default=None)
+    parser.add_argument("--only", choices=("durable", "modes", "memory", "big"), default=None)
     given = parser.parse_args()
     console = Console(width=110)
     with ExitStack() as stack:
@@ -41,6 +42,8 @@ def main() -> None:
         console.print(_machine(directory))
         if given.only in (None, "durable"):
             console.print(_durable(directory, given.rounds, given.seconds))
+        if given.only in (None, "modes"):
+            console.print(modes(directory, given.rounds))
         if given.only in (None, "memory"):
             console.print(_memory(given.rounds, given.seconds))
         if given.only in (None, "big"):
