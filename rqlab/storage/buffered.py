@@ -116,7 +116,7 @@ class BufferedStore(DiskStore):
                 batch.counters = {}
             self._is_whole = False
             self._begin()
-            self._run_works(batch)
+            self._apply(self._run_works(batch))
             batch.writes_so_far = self.unsafe_writes + batch.writes
             # One call into C: no interrupt comes between the acknowledgement and the note of it.
             (self._open_batches if batch.writes else batch.committed).append(batch)

@@ -21,6 +21,7 @@ import urllib.parse
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -79,12 +80,6 @@ KEPT = "what was written before is kept, and tried again"
 SQLITE_VERSION = sqlite3.sqlite_version
 
 RANGE = "SELECT mode, value FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag"
-UPSERT = (
-    "INSERT INTO Cache(key, raw, store_time, access_time, tag, mode, value) VALUES {}"
-    " ON CONFLICT(key, raw) DO UPDATE SET tag = excluded.tag, value = excluded.value"
-)
-UPSERT_ROW = "(?, 1, 0, 0, ?, 1, ?)"
-DELETE = "DELETE FROM Cache WHERE raw = 1 AND key IN ({})"
 
 CHECKPOINT = "PRAGMA wal_checkpoint(TRUNCATE)"
 BESIDE_A_WRITER = "readonly_shm=1"
@@ -151,6 +146,9 @@ class Condition(NamedTuple):
 
 
 Row = tuple[str, str | None, bytes]  # key, tag, value
+Step = tuple[list[str], list[Row]]  # the keys of the entries that a transaction removes, and those that it then stores
+
+NOTHING: Step = ([], [])
 
 
 class _Call:
@@ -180,7 +178,7 @@ class Batch:
         self.calls = calls
         self.counters = counters
         self.changes: list[Any] = []
-        self.steps: list[tuple[list[str], list[Row]]] = []  #: what each call removes, and then stores
+        self.steps: list[Step] = []  #: of each call
         self.writes = 0  #: calls that store something
         self.writes_so_far = 0  #: with those of the batches before it that are not committed either
         self.committed: list[
@@ -241,6 +239,7 @@ class DiskStore(_Reads):
     ) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
         self.path = Path(path).absolute()  # the program may change its directory
+        self._database = str(self.path / DATABASE)
         self._pid = os.getpid()
         self._lead = threading.RLock()  # held by the leader, and by whoever needs the directory alone
         self._lock = threading.Lock()  # held by whoever uses the connection
@@ -354,19 +353,23 @@ class DiskStore(_Reads):
         try:
             with self._connection:  # in C: whatever ends this block, an interrupt too, ends in COMMIT or ROLLBACK
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._run_works(batch)
-                self._store(counter_rows(batch.counters))
+                gone, rows = self._run_works(batch)
+                self._apply((gone, rows + counter_rows(batch.counters)))
                 # One call into C: no interrupt comes between the commit and the note that it was done.
                 batch.committed.extend(map(self._connection.execute, ("COMMIT",)))
         except Exception as error:  # noqa: BLE001  # everybody's, and raised there
             batch.error = in_our_words(error, self.path)
 
-    def _run_works(self, batch: Batch) -> None:
+    def _run_works(self, batch: Batch) -> Step:
+        """Each work sees what those before it have changed. What the last one changes is not applied yet."""
         self._raw.pending = batch.counters
+        step = NOTHING
         for call in batch.calls:
-            self._run_work(call, batch)
+            self._apply(step)
+            step = self._run_work(call, batch)
+        return step
 
-    def _run_work(self, call: _Call, batch: Batch) -> None:
+    def _run_work(self, call: _Call, batch: Batch) -> Step:
         staged = Staged(self._raw)
         try:
             call.result = call.work(staged)
@@ -377,26 +380,24 @@ class DiskStore(_Reads):
             raise
         except Exception as error:  # noqa: BLE001  # it is the caller's, and raised there
             call.error = error
-            return
-        if staged.is_empty:
-            batch.changes += staged.changes
-            return
-        self._apply(step)
-        batch.counters.update(totals)
+            return NOTHING
         batch.changes += staged.changes
+        if staged.is_empty:
+            return NOTHING
+        batch.counters.update(totals)
         batch.steps.append(step)
         batch.writes += 1
+        return step
 
-    def _apply(self, step: tuple[list[str], list[Row]]) -> None:
+    def _apply(self, step: Step) -> None:
         gone, rows = step
-        for chunk in _chunks(gone):
-            self._connection.execute(DELETE.format(", ".join("?" * len(chunk))), chunk)
+        for keys in _chunks(gone):
+            self._connection.execute(_delete(len(keys)), keys)
         self._store(rows)
 
     def _store(self, rows: list[Row]) -> None:
         for chunk in _chunks(rows):
-            values = ", ".join((UPSERT_ROW,) * len(chunk))
-            self._connection.execute(UPSERT.format(values), tuple(chain.from_iterable(chunk)))
+            self._connection.execute(_upsert(len(chunk)), tuple(chain.from_iterable(chunk)))
 
     def _totals(self, staged: Staged) -> dict[str, dict[str, int]]:
         """The counters of the queues that this work touched, as they are after it."""
@@ -526,7 +527,7 @@ class DiskStore(_Reads):
                 if self._cache.get(FORMAT_KEY) is None:
                     self._cache.set(FORMAT_KEY, b"%d" % FORMAT)
                 self._cache._txn_id = None
-            self._file = _identity(self.path / DATABASE)
+            self._file = _identity(self._database)
             _stores.add(self)
             is_open = True
         except OSError as error:
@@ -539,7 +540,7 @@ class DiskStore(_Reads):
             self._write_lock.release()
 
     def is_there(self) -> bool:
-        return _identity(self.path / DATABASE) == self._file
+        return _identity(self._database) == self._file
 
     def _refuse_if_gone(self) -> None:
         """SQLite would go on in a file that has been removed, and all of it would be lost at the end."""
@@ -925,10 +926,10 @@ def _refuse_what_a_fork_inherited(path: Path) -> None:
         )
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: str | Path) -> tuple[int, int] | None:
     """Which file stands under a name: device and inode."""
     try:
-        there = path.stat()
+        there = os.stat(path)  # noqa: PTH116  # a Path costs 4 us, at every commit
     except OSError:
         return None
     return there.st_dev, there.st_ino
@@ -945,7 +946,7 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _step(staged: Staged) -> tuple[list[str], list[Row]]:
+def _step(staged: Staged) -> Step:
     """What a transaction removes, by key, and then stores."""
     gone = deletions(job_id for job_id, job in staged.jobs.items() if job is None)
     gone += [key for key, entry in staged.entry_changes.items() if entry is None]
@@ -976,6 +977,20 @@ def deletions(job_ids: Iterable[str]) -> list[str]:
 
 def counter_rows(counters: dict[str, dict[str, int]]) -> list[Row]:
     return [(COUNTERS + queue, COUNTERS + queue, _encode(counted)) for queue, counted in counters.items()]
+
+
+@cache  # of few sizes, as CHUNKS has it
+def _upsert(rows: int) -> str:
+    values = ", ".join(["(?, 1, 0, 0, ?, 1, ?)"] * rows)
+    return (
+        f"INSERT INTO Cache(key, raw, store_time, access_time, tag, mode, value) VALUES {values}"
+        " ON CONFLICT(key, raw) DO UPDATE SET tag = excluded.tag, value = excluded.value"
+    )
+
+
+@cache
+def _delete(keys: int) -> str:
+    return f"DELETE FROM Cache WHERE raw = 1 AND key IN ({', '.join('?' * keys)})"
 
 
 def _chunks(items: list[T]) -> Iterator[list[T]]:

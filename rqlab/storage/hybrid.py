@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from rqlab.errors import RQLabError, StoreBusy, StoreError
 from rqlab.job import FINISHED, Job
 from rqlab.storage import Transaction
-from rqlab.storage.disk import DATA_APART_BYTES, DiskStore, Row, counter_rows, deletions, job_rows
+from rqlab.storage.disk import DATA_APART_BYTES, DiskStore, Step, counter_rows, deletions, job_rows
 from rqlab.storage.memory import ABSENT, Entry, MemoryStore, MemoryTransaction
 from rqlab.storage.place import LAST, SHELVES, place
 
@@ -372,7 +372,7 @@ class HybridTransaction(MemoryTransaction):
         super().tally(queue, name, amount)
 
 
-def _step(snapshot: Snapshot) -> tuple[list[str], list[Row]]:
+def _step(snapshot: Snapshot) -> Step:
     """What a snapshot removes, and then stores."""
     gone = deletions(snapshot.gone)
     gone += [key for key, entry in snapshot.entries.items() if entry is None]
