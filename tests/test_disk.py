@@ -170,6 +170,33 @@ def test_an_expiry_time_in_the_file_makes_nothing_vanish(
         assert (store.get(id_of(1)) is not None) is cured
 
 
+@pytest.mark.parametrize("cured", [True, False])
+def test_an_index_of_expiry_times_that_nobody_writes_costs_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cured: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        if not cured:
+            patch.setattr(disk_module, "_shrink_expiry_index", lambda connection: None)
+        with closing(DiskStore(tmp_path)) as store:
+            put(store, job(1))
+            assert bool(indexed(store)) is not cured
+    with closing(DiskStore(tmp_path)) as store:  # a directory that an older rqlab has made, if it was not cured
+        put(store, job(2))
+
+        assert indexed(store) == 0
+        assert line(store, "a") == [1, 2]
+
+
+def indexed(store: DiskStore) -> int:
+    """Entries in diskcache's index of expiry times."""
+    (made,) = store._connection.execute("SELECT sql FROM sqlite_master WHERE name = 'Cache_expire_time'").fetchone()
+    where = " WHERE expire_time IS NOT NULL" if "WHERE" in made else ""
+    (count,) = store._connection.execute(
+        f"SELECT COUNT(*) FROM Cache INDEXED BY Cache_expire_time{where or ' WHERE expire_time IS NULL'}"
+    ).fetchone()
+    return int(count)
+
+
 # When a commit is safe.
 
 

@@ -527,6 +527,7 @@ class DiskStore(_Reads):
                 if self._cache.get(FORMAT_KEY) is None:
                     self._cache.set(FORMAT_KEY, b"%d" % FORMAT)
                 self._cache._txn_id = None
+                _shrink_expiry_index(connection)
             self._file = _identity(self._database)
             _stores.add(self)
             is_open = True
@@ -881,6 +882,14 @@ def _set_pragmas(connection: sqlite3.Connection) -> None:
     if sys.platform == "darwin":  # there, fsync does not reach the platter
         connection.execute("PRAGMA fullfsync = 1")
         connection.execute("PRAGMA checkpoint_fullfsync = 1")
+
+
+def _shrink_expiry_index(connection: sqlite3.Connection) -> None:
+    """diskcache indexes the expiry times that we never write: a page of each commit that adds an entry, of seven."""
+    (made,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'Cache_expire_time'").fetchone()
+    if "WHERE" not in made:
+        connection.execute("DROP INDEX Cache_expire_time")
+        connection.execute("CREATE INDEX Cache_expire_time ON Cache(expire_time) WHERE expire_time IS NOT NULL")
 
 
 def _connect_read_only(path: Path, how: str) -> sqlite3.Connection:
