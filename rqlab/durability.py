@@ -4,6 +4,7 @@ README, tests, measurement and notebooks read this table. Knows no clock: a keep
 """
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from rqlab.job import milliseconds
 from rqlab.storage import LaterStore, Store
 from rqlab.storage.buffered import BufferedStore
 from rqlab.storage.disk import DiskStore
-from rqlab.storage.hybrid import HybridStore
+from rqlab.storage.hybrid import BOUND, HybridStore
 from rqlab.storage.memory import MemoryStore
 
 log = logging.getLogger("rqlab")
@@ -103,6 +104,8 @@ class Mode(NamedTuple):
     lost_at_exit: str  #: at a clean close
     processes: str  #: how many may share the directory
     use_when: str
+    most_lost: Callable[[Opening], float]  #: writes that a crash may lose at most: the promise as a number; inf is all
+    window_seconds: Callable[[Opening], float]  #: how old a lost write may be, plus one commit or snapshot; inf: any
     settings: tuple[str, ...] = ()  #: the settings of Opening that are this mode's own
 
 
@@ -159,6 +162,8 @@ MODES: dict[str, Mode] = {
             lost_at_exit="nothing",
             processes="many",
             use_when="a job that was accepted must run",
+            most_lost=lambda opening: 0,
+            window_seconds=lambda opening: 0.0,
         ),
         Mode(
             name="buffered",
@@ -171,6 +176,8 @@ MODES: dict[str, Mode] = {
             lost_at_exit="nothing",
             processes="one",
             use_when="many small jobs, and the last 10 ms can be pushed again",
+            most_lost=lambda opening: opening.max_batch,
+            window_seconds=lambda opening: opening.flush_interval,
             settings=("flush_interval", "max_batch"),
         ),
         Mode(
@@ -184,6 +191,8 @@ MODES: dict[str, Mode] = {
             lost_at_exit="nothing",
             processes="one",
             use_when="bursts that no disk keeps up with, and the last second can be pushed again",
+            most_lost=lambda opening: BOUND * opening.max_dirty,
+            window_seconds=lambda opening: opening.snapshot_interval,
             settings=("snapshot_interval", "max_dirty"),
         ),
         Mode(
@@ -197,6 +206,8 @@ MODES: dict[str, Mode] = {
             lost_at_exit="all",
             processes="–",
             use_when="tests, notebooks, and work that can be done again",
+            most_lost=lambda opening: math.inf,
+            window_seconds=lambda opening: math.inf,
         ),
     )
 }
