@@ -20,9 +20,11 @@ from rqlab.engine import LISTED
 from rqlab.errors import RQLabError, StoreError
 from rqlab.job import State
 from rqlab.queues import SETTINGS_KEY
-from rqlab.storage.disk import SETTINGS, SQLITE_VERSION, Condition, ReadOnlyStore
+from rqlab.storage.cache import SETTINGS
+from rqlab.storage.entries import SQLITE_VERSION, Condition
 from rqlab.storage.locks import NETWORK_FILE_SYSTEMS, file_system
 from rqlab.storage.place import LAST, shelf, until
+from rqlab.storage.view import ReadOnlyStore
 
 WAL_RESET_FIXED = (
     3,

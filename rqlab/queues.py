@@ -38,9 +38,10 @@ from rqlab.metrics import Metrics, PrometheusCollector
 from rqlab.observe import Observers
 from rqlab.schedule import Schedule
 from rqlab.storage import Store
-from rqlab.storage.disk import DiskStore, ReadOnlyStore
+from rqlab.storage.disk import DiskStore
 from rqlab.storage.hybrid import HybridStore
 from rqlab.storage.memory import MemoryStore
+from rqlab.storage.view import ReadOnlyStore
 from rqlab.supervisor import Running, Supervisor
 from rqlab.worker import Worker
 

@@ -18,7 +18,8 @@ from rqlab.simulation import recovery
 from rqlab.simulation.platter import Platter
 from rqlab.simulation.recorder import Recorder
 from rqlab.simulation.recovery import History
-from rqlab.storage.disk import DiskStore, Row
+from rqlab.storage.disk import DiskStore
+from rqlab.storage.entries import Row
 
 JOBS = "jobs"  # the store's directory within the recorded one
 CHECKPOINT_FRAMES = 30  # SQLite's default is 1000: no small workload gets there

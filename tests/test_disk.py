@@ -26,11 +26,15 @@ from test_stores import counted, id_of, job, line, put, recounted, sized
 import rqlab
 from rqlab.errors import FormatTooNew, StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreLocked
 from rqlab.job import State
-from rqlab.storage import Store
+from rqlab.storage import Store, cache, entries
 from rqlab.storage import disk as disk_module
-from rqlab.storage.disk import DATA, DATA_APART_BYTES, FORMAT_KEY, SETTINGS, DiskStore, ReadOnlyStore
+from rqlab.storage import view as view_module
+from rqlab.storage.cache import SETTINGS
+from rqlab.storage.disk import DiskStore
+from rqlab.storage.entries import DATA, DATA_APART_BYTES, FORMAT_KEY
 from rqlab.storage.locks import file_system, network_file_system
 from rqlab.storage.place import LAST
+from rqlab.storage.view import ReadOnlyStore
 
 PATIENCE = 30.0  # seconds for another process to do its part
 
@@ -241,7 +245,7 @@ def test_reads_and_empty_transactions_sync_nothing(tmp_path: Path) -> None:
 def test_large_values_stay_inside_the_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cured: bool) -> None:
     if not cured:
         let_diskcache_write(monkeypatch)
-        monkeypatch.setattr(disk_module, "_Bytes", diskcache.Disk)
+        monkeypatch.setattr(cache, "Bytes", diskcache.Disk)
         take_out(monkeypatch, "disk_min_file_size")
     with closing(DiskStore(tmp_path)) as store:
         put(store, sized(1, 200_000))
@@ -431,7 +435,7 @@ def test_a_clean_close_leaves_the_database_and_the_locks(made: Path) -> None:
 
 
 def test_a_directory_of_a_newer_format_is_refused_and_not_touched(made: Path) -> None:
-    sql(made, "UPDATE Cache SET value = ? WHERE key = ?", b"%d" % (disk_module.FORMAT + 1), FORMAT_KEY)
+    sql(made, "UPDATE Cache SET value = ? WHERE key = ?", b"%d" % (entries.FORMAT + 1), FORMAT_KEY)
     before = files(made)
 
     for opening in (DiskStore, ReadOnlyStore):
@@ -806,7 +810,7 @@ def forked(child: Callable[[], None]) -> int:
 def test_a_fork_may_not_use_its_parents_store(store: DiskStore, made: Path) -> None:
     view = ReadOnlyStore(made)
     store._lead.acquire()  # a thread of the parent was at work as it forked: in the child nobody will let go
-    disk_module._looking.acquire()
+    view_module._looking.acquire()
 
     def child() -> None:
         signal.alarm(20)
@@ -822,7 +826,7 @@ def test_a_fork_may_not_use_its_parents_store(store: DiskStore, made: Path) -> N
                 opened(store.path)
 
     code = forked(child)
-    disk_module._looking.release()
+    view_module._looking.release()
     store._lead.release()
     assert code == 0
     put(store, job(2))

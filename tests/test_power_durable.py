@@ -23,7 +23,7 @@ from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
 from rqlab.simulation.recorder import ERRORS, Fault, Recorder
 from rqlab.simulation.recovery import History, Verdict, laid_out
 from rqlab.simulation.windows import WINDOWS, hits
-from rqlab.storage import disk
+from rqlab.storage import cache, disk
 
 SEEDS = range(int(os.environ.get("RQLAB_CUT_SEEDS", "1")))  # each cuts every operation in every way; see make torture
 ORDINARY_CUTS = 5_000  # at least so many in an ordinary run
@@ -255,7 +255,7 @@ def test_no_cut_after_a_failed_call_loses_what_was_acknowledged(scratch: Path, w
 def test_synchronous_normal_planted_in_durable_is_caught(
     scratch: Path, wall: Wall, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(disk.SETTINGS, "sqlite_synchronous", 1)
+    monkeypatch.setitem(cache.SETTINGS, "sqlite_synchronous", 1)
     with recovery.scratch_directory() as directory:
         recorded = record(directory, scratch, wall, pushes)
 
@@ -268,9 +268,9 @@ def test_synchronous_normal_planted_in_durable_is_caught(
 
 
 def test_a_side_file_that_nobody_syncs_is_caught(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(disk.SETTINGS, "disk_min_file_size", 32 * 1024)
+    monkeypatch.setitem(cache.SETTINGS, "disk_min_file_size", 32 * 1024)
     let_diskcache_write(monkeypatch)
-    monkeypatch.setattr(disk._Bytes, "store", diskcache.Disk.store)  # ours keeps every value inside, whatever is set
+    monkeypatch.setattr(cache.Bytes, "store", diskcache.Disk.store)  # ours keeps every value inside, whatever is set
     with recovery.scratch_directory() as directory, Recorder(directory) as recorder:
         with rqlab.open(directory / JOBS) as rq:
             rq.push("mail", "send", "x" * 40_000)

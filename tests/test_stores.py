@@ -23,7 +23,8 @@ from rqlab.errors import StoreError
 from rqlab.job import NULL, Job, State
 from rqlab.storage import Store, Transaction
 from rqlab.storage.buffered import BufferedStore
-from rqlab.storage.disk import DATA_APART_BYTES, DiskStore
+from rqlab.storage.disk import DiskStore
+from rqlab.storage.entries import DATA_APART_BYTES
 from rqlab.storage.hybrid import HybridStore
 from rqlab.storage.memory import MemoryStore
 from rqlab.storage.place import LAST, expiring, expiring_place, place, shelf, until

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from rqlab.errors import RQLabError, StoreError
 from rqlab.storage import Transaction
-from rqlab.storage.disk import KEPT, MAX_BATCH, Batch, DiskStore, counter_rows, in_our_words
+from rqlab.storage.disk import MAX_BATCH, Batch, DiskStore
+from rqlab.storage.entries import KEPT, counter_rows, in_our_words
 
 T = TypeVar("T")
 

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 from rqlab.errors import RQLabError, StoreBusy, StoreError
 from rqlab.job import FINISHED, Job
 from rqlab.storage import Transaction
-from rqlab.storage.disk import DATA_APART_BYTES, DiskStore, Step, counter_rows, deletions, job_rows
+from rqlab.storage.disk import DiskStore
+from rqlab.storage.entries import DATA_APART_BYTES, Step, counter_rows, deletions, job_rows
 from rqlab.storage.memory import ABSENT, Entry, MemoryStore, MemoryTransaction
 from rqlab.storage.place import LAST, SHELVES, place
 
