@@ -6,7 +6,6 @@ miscounted or unreadable; what a person should know, but may have chosen, is a n
 
 import os
 import statistics
-import tempfile
 from collections.abc import Callable
 from contextlib import closing
 from enum import StrEnum
@@ -15,10 +14,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from rqlab import clock
 from rqlab.engine import LISTED
 from rqlab.errors import RQLabError, StoreError
 from rqlab.job import State
+from rqlab.measurement import machine
 from rqlab.queues import SETTINGS_KEY
 from rqlab.storage.cache import SETTINGS
 from rqlab.storage.entries import SQLITE_VERSION, Condition
@@ -31,10 +30,7 @@ WAL_RESET_FIXED = (
     51,
     3,
 )  # https://sqlite.org/wal.html: before it, a checkpoint at the wrong moment may lose a commit
-SYNCS = 21  # of which the median is told
-SYNC_BYTES = 4_096  # a page, which is what a small commit appends
 IMPLAUSIBLE_SYNC_SECONDS = 0.000_02  # the fastest drives that keep their promise need longer
-MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
 LARGE_WAL_BYTES = 64 * 2**20  # SQLite empties it at 4 MiB unless a reader never ends
 MUCH_FREE_BYTES = 64 * 2**20
 SCARCE_BYTES = 8 * 2**20  # of the disk: less than SQLite wants for its log before it empties it, twice
@@ -106,7 +102,7 @@ def disk(path: Path) -> Finding:
     if kind in NETWORK_FILE_SYSTEMS:
         says = f"{kind}, a network file system: neither locks nor SQLite's WAL hold between machines. Use a local disk"
         return Finding("file system", Verdict.NOTE, says, found)
-    if kind in MEMORY_FILE_SYSTEMS:
+    if kind in machine.MEMORY_FILE_SYSTEMS:
         return Finding(
             "file system", Verdict.NOTE, f"{kind}, in memory: a restart of the machine loses all jobs", found
         )
@@ -116,7 +112,7 @@ def disk(path: Path) -> Finding:
 def fsync(path: Path) -> Finding:
     """How long the disk takes to make a page safe: what every commit waits for."""
     try:
-        took = sorted(_syncs(path))
+        took = sorted(machine.syncs(path))
     except OSError as error:
         says = f"not measured: cannot write a temporary file in {path} ({error.strerror or error})"
         return Finding("fsync", Verdict.NOTE, says, {"median_seconds": None})
@@ -257,19 +253,6 @@ def _isolated(name: str, check: Callable[[Look], Finding], look: Look) -> Findin
         return check(look)
     except (RQLabError, msgspec.MsgspecError) as error:
         return Finding(name, Verdict.WRONG, f"could not be checked: {error}", {})
-
-
-def _syncs(path: Path) -> list[float]:
-    """Seconds that each of some syncs took, on a file of no name in the directory: nothing of it stays."""
-    sync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
-    took = []
-    with tempfile.TemporaryFile(dir=path, buffering=0) as scratch:
-        for _ in range(SYNCS):
-            scratch.write(bytes(SYNC_BYTES))
-            before = clock.monotonic()
-            sync(scratch.fileno())
-            took.append(clock.monotonic() - before)
-    return took
 
 
 def _bytes(condition: Condition) -> tuple[int, int]:

@@ -242,7 +242,7 @@ def test_a_file_system_that_cannot_keep_the_promise_is_noted(
 
 
 def test_fsync_is_measured_and_told_as_a_median(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_syncs", lambda path: [0.002, 0.004, 0.1])
+    monkeypatch.setattr(doctor.machine, "syncs", lambda path: [0.002, 0.004, 0.1])
 
     found = doctor.fsync(tmp_path)
 
@@ -253,7 +253,7 @@ def test_fsync_is_measured_and_told_as_a_median(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_fsync_faster_than_any_disk_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_syncs", lambda path: [0.000_001] * 21)
+    monkeypatch.setattr(doctor.machine, "syncs", lambda path: [0.000_001] * 21)
 
     assert doctor.fsync(tmp_path).verdict is Verdict.NOTE
     assert "a power cut may lose jobs" in doctor.fsync(tmp_path).says

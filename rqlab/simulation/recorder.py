@@ -113,6 +113,7 @@ class Recorder:
     drops this process's locks on it.
 
     `backend` is a row of BACKENDS; left out, the first that works is used, else RecorderUnavailable is raised.
+    `stamp` is asked at each operation, and its answers are kept in `stamps`: by them one tells how old a lost write is.
     """
 
     def __init__(
@@ -124,6 +125,7 @@ class Recorder:
         stop_at: int | None = None,
         faults: tuple[Fault, ...] = (),
         backend: str | None = None,
+        stamp: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.directory = directory.resolve()
         self.real_fsync = real_fsync
@@ -131,8 +133,10 @@ class Recorder:
         self.faults = faults  #: may be replaced at any time
         self.is_stopped = False
         self.operations: list[Operation] = []
+        self.stamps: list[float] = []  #: of each operation, what `stamp` said as it was asked for
         self.before: dict[str, bytes] = {}
         self._known: set[str] = set()  # names of files that are in `before` or in the log
+        self._stamp = stamp
         self._random = random.Random(seed)
         self._backends = BACKENDS if backend is None else (backend,)
         self._installed: Backend | None = None
@@ -205,7 +209,7 @@ class Recorder:
                 self._known.add(name)
                 content = (self.directory / name).read_bytes()
                 if content:
-                    self.operations.append(Operation(Kind.WRITE, name, 0, content))
+                    self._write_down(Operation(Kind.WRITE, name, 0, content), self._stamp())
             return code
 
     def delete(self, name: str, syncs_names: bool, do: Callable[[], int]) -> int:
@@ -223,11 +227,17 @@ class Recorder:
                 self.is_stopped = True
             if self.is_stopped:
                 return ERRORS["I/O error"][operation.kind]
+            asked_at = self._stamp()
             code = self._refusal(operation.kind)
             if code == OK:
                 code = do()
-            self.operations.append(operation if code == OK else operation._replace(payload=b"", refused=True))
+            done = operation if code == OK else operation._replace(payload=b"", refused=True)
+            self._write_down(done, asked_at)
             return code
+
+    def _write_down(self, operation: Operation, asked_at: float) -> None:
+        self.stamps.append(asked_at)
+        self.operations.append(operation)
 
     def _refusal(self, kind: Kind) -> int:
         here = len(self.operations)

@@ -1,0 +1,125 @@
+"""What a power cut costs, and what a job costs the disk: from a run that the recorder writes down.
+
+It is a run of its own, because the recorder sits between SQLite and the disk and would slow the timed one. The power is
+then cut in the recording, at many operations; no machine is harmed, and no root is needed.
+"""
+
+import math
+from bisect import bisect_right
+from operator import attrgetter
+from pathlib import Path
+from typing import NamedTuple
+
+from rqlab import clock
+from rqlab.measurement import workload
+from rqlab.measurement.callers import keep_calling
+from rqlab.measurement.losses import Acknowledgement, Loss, found_in, loss
+from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
+from rqlab.simulation.recorder import Kind, Recorder, Recording
+from rqlab.simulation.recovery import laid_out
+
+JOBS = "jobs"  # the store's directory within the recorded one
+
+#: The ways in which the power is cut. Not `sigkill`, which is none; and not those in which a half-written sector takes
+#: its neighbours with it: no drive that is sold does that, and SQLite does not promise to survive it.
+KINDS = tuple(kind.name for kind in CRASH_KINDS.values() if not (kind.keeps_all_names or kind.loses_the_last))
+WAYS = tuple((kind, names) for names in NAME_MODELS for kind in KINDS)
+
+
+class Pushed(NamedTuple):
+    """A push that has returned, and where in the log that was."""
+
+    operations: int  #: that had been issued by then
+    acknowledgement: Acknowledgement
+
+
+class Recorded(NamedTuple):
+    """A run that was written down."""
+
+    recording: Recording
+    stamps: list[float]  #: when each operation was asked for, by the monotonic clock
+    pushes: list[Pushed]  #: in the order in which they returned
+    ended_at: float  #: by the same clock; what may be cut ends here
+    end: int  #: operations by then
+    fsyncs_per_job: float
+    bytes_per_job: float
+
+
+def record(mode: str, callers: int, jobs: int, seconds: float, path: Path) -> Recorded:
+    """Push for `seconds`, and at least `jobs` jobs; then cycle jobs for as long.
+
+    The pushes are what the power cuts are about. What a job costs the disk is told by the cycles: all that was written
+    and synced from their begin until the close, with its checkpoint, over the number of jobs. Syncs are real, so that
+    callers share commits as they do without the recorder.
+    """
+    path.mkdir()
+    pushes: list[Pushed] = []
+    cycles: list[None] = []
+    with Recorder(path, real_fsync=True, stamp=clock.monotonic) as recorder:
+        with workload.opened(mode, path / JOBS) as rq:
+
+            def push() -> None:
+                job_id = workload.push(rq)
+                pushes.append(Pushed(len(recorder), Acknowledgement(job_id, clock.monotonic())))
+
+            def cycle() -> None:
+                workload.cycle(rq)
+                cycles.append(None)
+
+            until = clock.monotonic() + seconds
+            keep_calling(callers, push, lambda: len(pushes) < jobs or clock.monotonic() < until)
+            ended_at, end = clock.monotonic(), len(recorder)
+            rq.flush()
+            start = len(recorder)
+            until = clock.monotonic() + seconds
+            keep_calling(callers, cycle, lambda: len(cycles) < jobs or clock.monotonic() < until)
+    written = recorder.operations[start:]
+    fsyncs = sum(1 + operation.with_names for operation in written if operation.kind is Kind.SYNC)
+    return Recorded(
+        recording=recorder.recording,
+        stamps=recorder.stamps,
+        pushes=sorted(pushes, key=attrgetter("operations")),
+        ended_at=ended_at,
+        end=end,
+        fsyncs_per_job=fsyncs / len(cycles),
+        bytes_per_job=sum(len(operation.payload) for operation in written) / len(cycles),
+    )
+
+
+def losses(recorded: Recorded, cuts: int, seed: int, scratch: Path) -> list[Loss]:
+    """Cut the power at so many operations, spread over the pushes, and count what is gone after each.
+
+    Half of them are right before a sync, when most is at stake, the others anywhere.
+    """
+    platter = Platter(recorded.recording)
+    return [_loss(recorded, platter, cut, scratch) for cut in chosen(recorded, cuts, seed)]
+
+
+def chosen(recorded: Recorded, cuts: int, seed: int) -> list[Cut]:
+    """The cuts, in rising order: each costs only the way from the one before."""
+    first = recorded.pushes[0].operations if recorded.pushes else recorded.end
+    log = recorded.recording.operations
+    syncs = [at for at in range(first, recorded.end) if log[at].kind is Kind.SYNC]
+    before_syncs = _spread(syncs, cuts // 2)
+    anywhere = _spread(range(first, recorded.end + 1), cuts - len(before_syncs))
+    ats = sorted([*before_syncs, *anywhere])
+    return [Cut(at, *WAYS[number % len(WAYS)], seed) for number, at in enumerate(ats)]
+
+
+def _loss(recorded: Recorded, platter: Platter, cut: Cut, scratch: Path) -> Loss:
+    """Of a cut right before operation `cut.at` is issued: all that was acknowledged until then counts."""
+    returned = bisect_right(recorded.pushes, cut.at, key=attrgetter("operations"))
+    cut_at = recorded.stamps[cut.at] if cut.at < recorded.end else recorded.ended_at
+    with laid_out(platter, cut, scratch) as image:
+        found = found_in(image / JOBS)
+    acknowledged = [push.acknowledgement for push in recorded.pushes[:returned]]
+    return loss(acknowledged, found, cut_at, keeps_nothing=not recorded.recording.operations)
+
+
+def _spread(among: "list[int] | range", count: int) -> list[int]:
+    """Up to `count` of them, evenly spread, the first and the last included."""
+    if count >= len(among):
+        return list(among)
+    if count < 2:
+        return list(among[:count])
+    return [among[math.floor(number * (len(among) - 1) / (count - 1))] for number in range(count)]

@@ -1,0 +1,52 @@
+"""What a measurement was made on: without it a figure is worth nothing."""
+
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rqlab import clock
+from rqlab.storage.disk import SQLITE_VERSION
+from rqlab.storage.locks import file_system
+
+MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
+SYNCS = 21  # of which the median is told
+SYNC_BYTES = 4_096  # a page, which is what a small commit appends
+
+
+def machine(directory: Path) -> dict[str, Any]:
+    """The machine, the disk under `directory` and what runs there, as values that JSON has."""
+    from rqlab import __version__  # here: the package imports this one
+
+    took = syncs(directory)
+    kind = file_system(directory)
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "sqlite": SQLITE_VERSION,
+        "file_system": kind,
+        "is_in_memory": kind in MEMORY_FILE_SYSTEMS,
+        "fsync_median_seconds": statistics.median(took),
+        "fsync_low_seconds": min(took),
+        "fsync_high_seconds": max(took),
+        "rqlab": __version__,
+        "measured_at": datetime.fromtimestamp(clock.now() / 1000, UTC).isoformat(timespec="seconds"),
+    }
+
+
+def syncs(path: Path) -> list[float]:
+    """Seconds that each of some syncs took, on a file of no name in the directory: nothing of it stays."""
+    sync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
+    took = []
+    with tempfile.TemporaryFile(dir=path, buffering=0) as scratch:
+        for _ in range(SYNCS):
+            scratch.write(bytes(SYNC_BYTES))
+            before = clock.monotonic()
+            sync(scratch.fileno())
+            took.append(clock.monotonic() - before)
+    return took
