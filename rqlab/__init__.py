@@ -32,6 +32,7 @@ from rqlab.executors import Context
 from rqlab.housekeeping import Retention
 from rqlab.job import Backoff, Counts, Delivery, Job, Outcome, State
 from rqlab.lifecycle import TRANSITIONS, Change, Event
+from rqlab.measurement import Measurement, measure
 from rqlab.queues import Queues, memory, open  # like shelve.open and dbm.open
 from rqlab.schedule import Schedule
 
@@ -53,6 +54,7 @@ __all__ = [
     "Job",
     "JobNotFound",
     "LeaseLost",
+    "Measurement",
     "Mode",
     "Outcome",
     "Queues",
@@ -69,6 +71,7 @@ __all__ = [
     "StoreFull",
     "StoreLocked",
     "ValidationError",
+    "measure",
     "memory",
     "open",
 ]

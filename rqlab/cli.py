@@ -24,7 +24,7 @@ from rich.live import Live
 from typer.core import TyperGroup
 
 import rqlab
-from rqlab import clock, demo, doctor, documents, executors, tables
+from rqlab import clock, demo, doctor, documents, executors, measuring, power_cut, tables
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.executors import Handlers
 from rqlab.lifecycle import Change, Event
@@ -426,12 +426,22 @@ def resume(directory: Directory, queue: Queue, as_json: AsJson = False) -> None:
 def walk_through(
     kills: Annotated[int, typer.Option(min=1, help="How often the worker is killed.")] = 1,
     max_attempts: Annotated[int, typer.Option(min=1, help="Of the job: as many kills end in the DLQ.")] = 3,
+    power: Annotated[bool, typer.Option("--power", help="Cut the power instead, in every durability mode.")] = False,
+    seed: Annotated[int, typer.Option(help="Of --power: the same seed, the same cut.")] = 0,
 ) -> None:
     """Kill -9 a worker in the middle of a job; watch it complete.
 
-    It takes about 15 seconds, and leaves no file and no process behind. Exit code 0 if what happened is what must.
+    It takes about 15 seconds, and leaves no file and no process behind. With --power, the same jobs are pushed in every
+    durability mode, and a power cut shows what each had really kept; that takes a second. Exit code 0 if what happened
+    is what must.
     """
-    raise typer.Exit(0 if demo.run(kills, max_attempts, _say) else FAILED)
+    if (power and (kills, max_attempts) != (1, 3)) or (seed and not power):
+        raise ValidationError("demo: expected --kills and --max-attempts without --power, or --seed with it")
+    held = power_cut.run(seed, _say) if power else demo.run(kills, max_attempts, _say)
+    raise typer.Exit(0 if held else FAILED)
+
+
+app.command()(measuring.measure)
 
 
 # Below: what the commands share.

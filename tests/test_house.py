@@ -17,7 +17,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 #: Who may know `rqlab.clock`: the front door, and what stands beside or above it.
 CLOCK_READERS = {
-    "queues.py", "supervisor.py", "cli.py", "demo.py", "doctor.py", "tables.py", "measurement.py", "testing.py",
+    "queues.py", "supervisor.py", "cli.py", "demo.py", "tables.py", "testing.py",
+    "measurement/callers.py", "measurement/cuts.py", "measurement/kills.py", "measurement/machine.py",
+    "measurement/progress.py",
 }  # fmt: skip
 CLOCKS = {"time", "sched", "timeit"}  # modules that tell the time, or pass it
 CHANCE = {"random", "secrets", "uuid"}  # modules that draw numbers
@@ -27,6 +29,9 @@ ALLOWED = {
     "clock.py": CLOCKS,
     "storage/locks.py": {"time"},  # sleeps between two looks at a lock of another process; measures nothing
     "queues.py": CHANCE,  # ids and jitter are drawn at the front door
+    "measurement/kills.py": {"random"},  # the moment of a kill
+    "measurement/paced.py": {"random"},  # from the seed that it is given
+    "power_cut.py": {"random"},  # the same
     "simulation/recorder.py": {"random"},  # from the seed that it is given
     "simulation/platter.py": {"random"},  # from the seed of a cut
 }

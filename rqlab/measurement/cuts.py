@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rqlab import clock
 from rqlab.measurement import workload
-from rqlab.measurement.callers import keep_calling
+from rqlab.measurement.callers import keep_calling, timed
 from rqlab.measurement.losses import Acknowledgement, Loss, found_in, loss
 from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
 from rqlab.simulation.recorder import Kind, Recorder, Recording
@@ -34,55 +34,55 @@ class Pushed(NamedTuple):
 
 
 class Recorded(NamedTuple):
-    """A run that was written down."""
+    """Pushes that were written down, and may be cut."""
 
     recording: Recording
-    stamps: list[float]  #: when each operation was asked for, by the monotonic clock
+    stamps: list[float]  #: when each operation was asked for, by the clock of the acknowledgements
     pushes: list[Pushed]  #: in the order in which they returned
+    begin: int  #: operations before the first that may be cut
     ended_at: float  #: by the same clock; what may be cut ends here
     end: int  #: operations by then
+
+
+class Cost(NamedTuple):
+    """What a job's whole life costs the disk."""
+
     fsyncs_per_job: float
     bytes_per_job: float
 
 
-def record(mode: str, callers: int, jobs: int, seconds: float, path: Path) -> Recorded:
-    """Push for `seconds`, and at least `jobs` jobs; then cycle jobs for as long.
+def record(mode: str, callers: int, jobs: int, seconds: float, path: Path) -> tuple[Recorded, Cost]:
+    """Push `jobs` jobs and flush; push for `seconds`; then cycle jobs for as long.
 
-    The pushes are what the power cuts are about. What a job costs the disk is told by the cycles: all that was written
-    and synced from their begin until the close, with its checkpoint, over the number of jobs. Syncs are real, so that
-    callers share commits as they do without the recorder.
+    The power cuts are about the pushes after the flush: what came before it must be there in every mode with a file,
+    so that one sees a mode lose its newest jobs, not all that there were. What a job costs the disk is told by the
+    cycles: all that was written and synced from their begin until the close, with its checkpoint, over the number of
+    jobs. Syncs are real, so that callers share commits as they do without the recorder.
     """
     path.mkdir()
     pushes: list[Pushed] = []
-    cycles: list[None] = []
-    with Recorder(path, real_fsync=True, stamp=clock.monotonic) as recorder:
+    with Recorder(path, real_fsync=True, stamp=clock.monotonic) as recorder:  # noqa: SIM117  # what a close does too
         with workload.opened(mode, path / JOBS) as rq:
 
             def push() -> None:
                 job_id = workload.push(rq)
                 pushes.append(Pushed(len(recorder), Acknowledgement(job_id, clock.monotonic())))
 
-            def cycle() -> None:
-                workload.cycle(rq)
-                cycles.append(None)
-
-            until = clock.monotonic() + seconds
-            keep_calling(callers, push, lambda: len(pushes) < jobs or clock.monotonic() < until)
+            keep_calling(callers, push, lambda: len(pushes) < jobs)
+            rq.flush()
+            begin = len(recorder)
+            timed(callers, push, seconds)
             ended_at, end = clock.monotonic(), len(recorder)
             rq.flush()
             start = len(recorder)
-            until = clock.monotonic() + seconds
-            keep_calling(callers, cycle, lambda: len(cycles) < jobs or clock.monotonic() < until)
+            cycles = timed(callers, lambda: workload.cycle(rq), seconds).calls
     written = recorder.operations[start:]
     fsyncs = sum(1 + operation.with_names for operation in written if operation.kind is Kind.SYNC)
-    return Recorded(
-        recording=recorder.recording,
-        stamps=recorder.stamps,
-        pushes=sorted(pushes, key=attrgetter("operations")),
-        ended_at=ended_at,
-        end=end,
-        fsyncs_per_job=fsyncs / len(cycles),
-        bytes_per_job=sum(len(operation.payload) for operation in written) / len(cycles),
+    return (
+        Recorded(
+            recorder.recording, recorder.stamps, sorted(pushes, key=attrgetter("operations")), begin, ended_at, end
+        ),
+        Cost(fsyncs / cycles, sum(len(operation.payload) for operation in written) / cycles),
     )
 
 
@@ -92,28 +92,32 @@ def losses(recorded: Recorded, cuts: int, seed: int, scratch: Path) -> list[Loss
     Half of them are right before a sync, when most is at stake, the others anywhere.
     """
     platter = Platter(recorded.recording)
-    return [_loss(recorded, platter, cut, scratch) for cut in chosen(recorded, cuts, seed)]
+    return [loss_at(recorded, platter, cut, scratch) for cut in chosen(recorded, cuts, seed)]
 
 
 def chosen(recorded: Recorded, cuts: int, seed: int) -> list[Cut]:
     """The cuts, in rising order: each costs only the way from the one before."""
-    first = recorded.pushes[0].operations if recorded.pushes else recorded.end
     log = recorded.recording.operations
-    syncs = [at for at in range(first, recorded.end) if log[at].kind is Kind.SYNC]
+    syncs = [at for at in range(recorded.begin, recorded.end) if log[at].kind is Kind.SYNC]
     before_syncs = _spread(syncs, cuts // 2)
-    anywhere = _spread(range(first, recorded.end + 1), cuts - len(before_syncs))
+    anywhere = _spread(range(recorded.begin, recorded.end + 1), cuts - len(before_syncs))
     ats = sorted([*before_syncs, *anywhere])
     return [Cut(at, *WAYS[number % len(WAYS)], seed) for number, at in enumerate(ats)]
 
 
-def _loss(recorded: Recorded, platter: Platter, cut: Cut, scratch: Path) -> Loss:
+def loss_at(recorded: Recorded, platter: Platter, cut: Cut, scratch: Path) -> Loss:
     """Of a cut right before operation `cut.at` is issued: all that was acknowledged until then counts."""
     returned = bisect_right(recorded.pushes, cut.at, key=attrgetter("operations"))
     cut_at = recorded.stamps[cut.at] if cut.at < recorded.end else recorded.ended_at
-    with laid_out(platter, cut, scratch) as image:
-        found = found_in(image / JOBS)
     acknowledged = [push.acknowledgement for push in recorded.pushes[:returned]]
+    found = found_after(platter, cut, scratch)
     return loss(acknowledged, found, cut_at, keeps_nothing=not recorded.recording.operations)
+
+
+def found_after(platter: Platter, cut: Cut, scratch: Path) -> frozenset[str]:
+    """The ids of the jobs that are there after a cut."""
+    with laid_out(platter, cut, scratch) as image:
+        return found_in(image / JOBS)
 
 
 def _spread(among: "list[int] | range", count: int) -> list[int]:

@@ -24,14 +24,14 @@ MODULE = "rqlab.measurement.kills"
 HERE = str(Path(__file__).parents[2])
 
 
-def lost_at_kill(mode: str, callers: int, jobs: int, alive: tuple[float, float], path: Path, dice: random.Random) -> Loss:
+def lost_at_kill(mode: str, callers: int, jobs: int, alive: tuple[float, float], path: Path) -> Loss:
     """Kill a process that pushes, at a random moment, and count what is gone.
 
-    The moment lies `alive` (least, most) seconds after its first acknowledged push, but not before `jobs` of them.
+    It pushes `jobs` jobs and flushes; the moment lies `alive` (least, most) seconds after its next push has returned.
     StoreError if the process ends by itself.
     """
     child = subprocess.Popen(
-        [sys.executable, "-P", "-m", MODULE, mode, str(path), str(callers)],
+        [sys.executable, "-P", "-m", MODULE, mode, str(path), str(callers), str(jobs)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,8 +41,8 @@ def lost_at_kill(mode: str, callers: int, jobs: int, alive: tuple[float, float],
     with child:
         try:
             told = _Told(child)
-            told.until(1, 0.0)
-            told.until(jobs, clock.monotonic() + dice.uniform(*alive))
+            told.until(jobs + callers, 0.0)
+            told.until(0, clock.monotonic() + random.uniform(*alive))
             killed_at = clock.monotonic()
         finally:
             child.kill()
@@ -93,15 +93,20 @@ class _Told:
         return said.splitlines()[-1] if said else f"exit code {self._child.wait()}"
 
 
-def main(mode: str, path: str, callers: str) -> None:
-    """Push for ever, and tell each acknowledged id with its instant; end with whoever reads it."""
+def main(mode: str, path: str, callers: str, jobs: str) -> None:
+    """Push and flush, then push for ever; tell each acknowledged id with its instant. It ends with whoever reads it."""
     with workload.opened(mode, Path(path)) as rq:
+        told: list[None] = []
 
         def push() -> None:
             job_id = workload.push(rq)
             os.write(1, f"{job_id} {clock.monotonic()!r}\n".encode())  # short enough to be written whole or not at all
+            told.append(None)
 
         with contextlib.suppress(BrokenPipeError):  # the reader is gone
+            keep_calling(int(callers), push, lambda: len(told) < int(jobs))
+            rq.flush()
+            told.clear()
             keep_calling(int(callers), push, lambda: True)
 
 
