@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check bench fixtures clean
+.PHONY: demo test torture check bench fixtures results clean
 
 demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 	$(BIN)/rqlab demo
@@ -26,6 +26,9 @@ bench: $(VENV)/.tests  ## ratios within one run, medians and spread
 
 fixtures: $(VENV)/.tests  ## a new fixtures/queues/vN, when the format number has risen
 	$(BIN)/python -m fixtures
+
+results: $(VENV)/.tests  ## the reference measurement, some minutes on a quiet machine
+	$(BIN)/python -m fixtures results
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build *.egg-info

@@ -1,4 +1,6 @@
-"""Jobs, schedules and numbers as JSON documents: what `--json` prints. Knows no terminal and no command.
+"""Jobs, schedules and numbers as documents: what `--json` prints, and what the README says was measured.
+
+Knows no terminal and no command.
 
 Every field is always there, so a script may rely on it. Instants are ISO 8601 text in UTC, durations are seconds;
 data, metadata and results are the JSON values that they were.
@@ -11,8 +13,11 @@ from typing import Any
 
 import msgspec
 
+from rqlab.durability import MODES, promise_table
 from rqlab.engine import Push
 from rqlab.job import Delivery, Job
+from rqlab.measurement import Measurement
+from rqlab.measurement.result import count
 from rqlab.schedule import Schedule
 
 INTERNAL = frozenset({"data_apart", "options", "anchor_at"})  # how a record is kept, not what it says
@@ -41,6 +46,27 @@ def status(path: str, metrics: dict[str, Any], paused: Sequence[str]) -> dict[st
     """What `rq.metrics()` tells, and which queues are paused."""
     queues = {queue: {"paused": queue in paused, **read} for queue, read in metrics["queues"].items()}
     return {"path": path, "at": instant(metrics["at"]), "queues": queues}
+
+
+def measured_promises(measurement: Measurement, callers: tuple[int, ...] = (1, 100)) -> str:
+    """MODES as a Markdown table, with the pushes a second that were measured beside what each mode promises."""
+    head, ruler, *rows = promise_table().splitlines()
+    said = " and ".join(map(str, callers))
+    cells = [", ".join(_rate(measurement, mode, number) for number in callers) for mode in MODES]
+    machine = measurement.machine
+    below = (
+        f"Pushes a second, median of {machine['settings']['repeats']} repeats: {machine['cores']} cores, "
+        f"{machine['file_system']}, an fsync takes {machine['fsync_median_seconds'] * 1000:.2g} ms, "
+        f"Python {machine['python']}. `rqlab measure --quick` measures yours, and what each mode really loses."
+    )
+    table = [f"{head} push/s: {said} callers |", f"{ruler} --- |"]
+    table += [f"{row} {cell} |" for row, cell in zip(rows, cells, strict=True)]
+    return "\n".join([*table, "", below])
+
+
+def _rate(measurement: Measurement, mode: str, callers: int) -> str:
+    spread = measurement.spread("push_per_second", mode, callers)
+    return "–" if spread is None else count(spread.median)
 
 
 def instant(at: int) -> str:

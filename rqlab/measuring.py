@@ -25,7 +25,10 @@ def measure(
         str | None, typer.Option(metavar="MODE[,MODE…]", help="Only these durability modes.", show_default=False)
     ] = None,
     callers: Annotated[
-        str | None, typer.Option(metavar="N[,N…]", help="Threads that push at once.", show_default="1,10,100")
+        str | None,
+        typer.Option(
+            metavar="N[,N…]", help="Threads that push at once.", show_default=",".join(map(str, FULL.callers))
+        ),
     ] = None,
     seconds: Annotated[
         float | None,

@@ -84,7 +84,7 @@ def cut_power(mode: str, instants: Sequence[int], way: tuple[str, str], scratch:
 
 def table(kept: Sequence[Kept]) -> Table:
     """One row a mode."""
-    head = ("mode", "acknowledged", "survived", "lost", "oldest lost", "promised to lose at most", "promise held")
+    head = ("mode", "acknowledged", "survived", "lost", "oldest lost", "promised: at most", "held")
     return Table(head, [_row(each) for each in kept])
 
 
@@ -107,7 +107,12 @@ def _row(kept: Kept) -> list[str]:
     lost = kept.loss
     oldest = "" if not lost.lost else "–" if lost.window_seconds == math.inf else _age(lost.window_seconds)
     numbers = (str(lost.acknowledged), str(kept.survived), str(lost.lost), oldest)
-    return [kept.mode, *numbers, promises.most(kept.mode), "yes" if kept.promise_held else "NO"]
+    return [
+        kept.mode,
+        *numbers,
+        promises.most(kept.mode, MODES[kept.mode].lost_at_power_cut),
+        "yes" if kept.promise_held else "NO",
+    ]
 
 
 def _hole(kept: Kept) -> str:

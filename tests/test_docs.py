@@ -15,10 +15,11 @@ from pathlib import Path
 import pytest
 
 import rqlab
-from rqlab.durability import promise_table
+from rqlab import documents
 
 ROOT = Path(__file__).parent.parent
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "ARCHITECTURE.md"
+REFERENCE = max((ROOT / "fixtures" / "results").glob("v*.json"))
 DEADLINE_SECONDS = 90.0
 BIN = Path(sys.executable).parent
 
@@ -32,7 +33,12 @@ def transition_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = ((README, "MODES", promise_table), (ARCHITECTURE, "TRANSITIONS", transition_table))
+def mode_table() -> str:
+    """MODES as a Markdown table, with figures of the reference measurement."""
+    return documents.measured_promises(rqlab.Measurement.load(REFERENCE))
+
+
+TABLES = ((README, "MODES", mode_table), (ARCHITECTURE, "TRANSITIONS", transition_table))
 
 
 def blocks(path: Path, language: str) -> list[str]:

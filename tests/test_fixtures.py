@@ -1,4 +1,4 @@
-"""A directory that any version has ever written opens in this one, and works."""
+"""A directory that any version has ever written opens in this one, and works; so does a measurement."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ from rqlab.engine import LISTED
 from rqlab.storage.place import LAST, shelf
 
 QUEUES = Path(__file__).parent.parent / "fixtures" / "queues"
+RESULTS = Path(__file__).parent.parent / "fixtures" / "results"
 VERSIONS = sorted(path.name for path in QUEUES.glob("v*") if path.is_dir())
 
 
@@ -67,3 +68,20 @@ def test_an_old_directory_works_on(version: str, directory: Path) -> None:
 
         assert runs["completed"] == 7
         assert rq.push("waiting", "again", unique_key="invoice/7")
+
+
+def test_there_is_a_reference_measurement_of_the_format_that_is_written() -> None:
+    assert (RESULTS / f"v{rqlab.measurement.result.FORMAT}.json").exists()
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_an_old_measurement_loads_and_plots(path: Path, tmp_path: Path) -> None:
+    measurement = rqlab.Measurement.load(path)
+    measurement.plot().save(tmp_path / "tradeoff.png")
+    measurement.save(tmp_path / "again.json")
+
+    assert measurement.is_complete
+    assert measurement.broken == []
+    assert set(measurement.frame["callers"]) == {1, 10, 100}
+    assert rqlab.Measurement.load(tmp_path / "again.json") == measurement
+    assert (tmp_path / "tradeoff.png").stat().st_size > 10_000

@@ -33,7 +33,8 @@ def loss(acknowledged: Iterable[Acknowledgement], found: Set[str], crashed_at: f
     lost_at = [push.at for push in pushes if push.job_id not in found]
     if not lost_at:
         return Loss(len(pushes), 0, 0.0)
-    return Loss(len(pushes), len(lost_at), math.inf if keeps_nothing else max(crashed_at - min(lost_at), 0.0))
+    age = round(max(crashed_at - min(lost_at), 0.0), 6)  # a difference of floats is a little off
+    return Loss(len(pushes), len(lost_at), math.inf if keeps_nothing else age)
 
 
 def found_in(directory: Path) -> frozenset[str]:

@@ -18,10 +18,11 @@ DEFAULTS = Opening._field_defaults
 NOTHING, ALL = Bound(0, 0), Bound(math.inf, math.inf)
 HYBRID_ROOM = 4  # × max_dirty: there its writers wait
 
-#: Of the rows whose words are neither "nothing" nor "all": by the defaults of `rqlab.open`, which are what is measured.
-BETWEEN: dict[str, Callable[[], Bound]] = {
-    "buffered": lambda: Bound(DEFAULTS["max_batch"], DEFAULTS["flush_interval"]),
-    "hybrid": lambda: Bound(HYBRID_ROOM * DEFAULTS["max_dirty"], DEFAULTS["snapshot_interval"]),
+#: Of the rows whose words are neither "nothing" nor "all": by the defaults of `rqlab.open`, which are what is measured;
+#: and what the disk may take longer.
+BETWEEN: dict[str, tuple[Callable[[], Bound], str]] = {
+    "buffered": (lambda: Bound(DEFAULTS["max_batch"], DEFAULTS["flush_interval"]), "a commit"),
+    "hybrid": (lambda: Bound(HYBRID_ROOM * DEFAULTS["max_dirty"], DEFAULTS["snapshot_interval"]), "a snapshot"),
 }
 
 
@@ -29,29 +30,24 @@ def bound(mode: str, words: str) -> Bound:
     """The numbers behind the words of a mode's row: `lost_at_kill` or `lost_at_power_cut`."""
     if words in ("nothing", "all"):
         return NOTHING if words == "nothing" else ALL
-    return BETWEEN[mode]()
+    return BETWEEN[mode][0]()
 
 
-def promised(mode: str) -> str:
-    """What the mode's row allows to be lost, in its own words."""
-    row = MODES[mode]
-    if row.lost_at_kill == row.lost_at_power_cut:
-        return row.lost_at_kill
-    return f"kill -9: {row.lost_at_kill}; power cut: {row.lost_at_power_cut}"
-
-
-def most(mode: str) -> str:
-    """What a power cut may cost in this mode, short enough for a table: `100 jobs, 10 ms`."""
-    words = MODES[mode].lost_at_power_cut
+def most(mode: str, words: str) -> str:
+    """The same, short enough for a table or a picture: `100 jobs, 10 ms + a commit`."""
     if words in ("nothing", "all"):
         return words
     allowed = bound(mode, words)
+    jobs = f"{allowed.jobs:,.0f}".replace(",", " ")
     age = f"{allowed.seconds:g} s" if allowed.seconds >= 1 else f"{allowed.seconds * 1000:g} ms"
-    return (
-        f"{allowed.jobs:,.0f} jobs, {age}".replace(",", " ", 1)
-        if allowed.jobs >= 1000
-        else f"{allowed.jobs:g} jobs, {age}"
-    )
+    return f"{jobs} jobs, {age} + {BETWEEN[mode][1]}"
+
+
+def promised(mode: str) -> str:
+    """What the mode's row in MODES allows to be lost at a crash."""
+    row = MODES[mode]
+    at_kill, at_power_cut = most(mode, row.lost_at_kill), most(mode, row.lost_at_power_cut)
+    return at_kill if at_kill == at_power_cut else f"kill -9: {at_kill}; power cut: {at_power_cut}"
 
 
 def held(mode: str, lost_at_kill: float, lost_at_power_cut: float) -> bool:

@@ -35,7 +35,7 @@ COLUMNS: dict[str, str] = {
     "lost_jobs_kill": "float",  #: acknowledged pushes that were gone after kill -9
     "lost_jobs_power_cut": "float",  #: at the worst of the power cuts; nan if nothing could be recorded
     "loss_window_seconds": "float",  #: age of the oldest lost push at any of those crashes; 0 nothing, inf everything
-    "promised": "str",  #: what the mode's row in MODES allows to be lost
+    "promised": "str",  #: what the mode's row in MODES allows to be lost at a crash, in short
     "acknowledged_jobs_kill": "float",  #: so many pushes had returned before the kill
     "acknowledged_jobs_power_cut": "float",  #: and before the worst power cut
     "mean_lost_jobs_power_cut": "float",  #: over all power cuts of this row
@@ -130,6 +130,12 @@ class Measurement:
                 f"expected a measurement, as Measurement.save writes it; found something else ({error!r})"
             ) from None
 
+    def spread(self, column: str, mode: str, callers: int) -> Spread | None:
+        """Median, lowest and highest of a column of numbers over the repeats; None if that was not measured."""
+        rows = [row for row in self._rows if (row["mode"], row["callers"]) == (mode, callers)]
+        known = [row[column] for row in rows if not math.isnan(row[column])]
+        return Spread.of(known) if known else None
+
     def tables(self) -> tuple["Table", "Table"]:
         """What it shows: speed, and losses. Medians of the repeats with the lowest and the highest."""
         groups = list(self._groups())
@@ -140,9 +146,7 @@ class Measurement:
 
     def notes(self) -> list[str]:
         """What one must know to read the figures: the machine, the settings, and what to beware of."""
-        promises = {row["mode"]: row["promised"] for row in self._rows}
-        said = [f"{mode} promises to lose at most: {words}." for mode, words in promises.items()]
-        return [*said, *_notes(self.machine, self.broken)]
+        return list(_notes(self.machine, self.broken))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -169,8 +173,8 @@ class Measurement:
 
 
 SPEED = ("mode", "callers", "push/s", "cycles/s", "push p50, ms", "push p99, ms", "fsyncs/job", "KB/job")
-LOSSES = ("mode", "callers", "lost at kill -9", "lost at a power cut", "loss window", "promise held")
-LEFT = ("mode", "promise held", "promised to lose at most")  # columns of words
+LOSSES = ("mode", "callers", "lost at kill -9", "lost at a power cut", "loss window", "promised: at most", "held")
+LEFT = ("mode", "promised: at most", "held")  # columns of words
 
 
 class Table(NamedTuple):
@@ -202,8 +206,8 @@ class Table(NamedTuple):
 def _speed(rows: list[Row]) -> list[str]:
     p50, p99 = ([row[name] * 1000 for row in rows] for name in ("push_p50_seconds", "push_p99_seconds"))
     return [
-        _ranged([row["push_per_second"] for row in rows], _count),
-        _ranged([row["cycles_per_second"] for row in rows], _count),
+        _ranged([row["push_per_second"] for row in rows], count),
+        _ranged([row["cycles_per_second"] for row in rows], count),
         _ranged(p50, _digits),
         _ranged(p99, _digits),
         _middle([row["fsyncs_per_job"] for row in rows]),
@@ -218,6 +222,7 @@ def _losses(rows: list[Row]) -> list[str]:
         _lost(rows, "kill"),
         _lost(rows, "power_cut"),
         _window(window),
+        rows[0]["promised"],
         "yes" if all(row["promise_held"] for row in rows) else "NO",
     ]
 
@@ -254,7 +259,7 @@ def _middle(figures: list[float]) -> str:
     return _digits(statistics.median(known)) if known else "–"
 
 
-def _count(figure: float) -> str:
+def count(figure: float) -> str:
     """13 200: three digits are all that a repeat gives again."""
     if figure >= 1000:
         figure = round(figure, 2 - math.floor(math.log10(figure)))
@@ -293,9 +298,9 @@ def _notes(machine: Mapping[str, Any], broken: list[Row]) -> Iterator[str]:
         yield "Interrupted: this is what had been measured by then."
     for row in broken:
         yield (
-            f"PROMISE BROKEN: {row['mode']}, {row['callers']} callers, repeat {row['repeat']}: promised to lose "
-            f"{row['promised']}; lost {_lost([row], 'kill')} at kill -9, {_lost([row], 'power_cut')} at a power cut, "
-            f"window {_window(row['loss_window_seconds'])}. Please report it."
+            f"PROMISE BROKEN: {row['mode']}, {row['callers']} callers, repeat {row['repeat']}: promised to lose at "
+            f"most {row['promised']}; lost {_lost([row], 'kill')} at kill -9, {_lost([row], 'power_cut')} at a power "
+            f"cut, window {_window(row['loss_window_seconds'])}. Please report it."
         )
 
 
