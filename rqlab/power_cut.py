@@ -77,7 +77,7 @@ def cut_power(mode: str, instants: Sequence[int], way: tuple[str, str], scratch:
     lost = loss(acknowledged, found, recorded.ended_at, keeps_nothing=not recorded.recording.operations)
     survived = len(acknowledged) - lost.lost
     is_prefix = all(push.job_id in found for push in acknowledged[:survived])
-    allowed = promises.bound(mode, MODES[mode].lost_at_power_cut)
+    allowed = promises.bound(mode)
     within = lost.lost <= allowed.jobs and lost.window_seconds <= allowed.seconds
     return Kept(mode, lost, survived, is_prefix, within and is_prefix)
 
@@ -110,7 +110,7 @@ def _row(kept: Kept) -> list[str]:
     return [
         kept.mode,
         *numbers,
-        promises.most(kept.mode, MODES[kept.mode].lost_at_power_cut),
+        promises.promised(kept.mode),
         "yes" if kept.promise_held else "NO",
     ]
 

@@ -265,7 +265,7 @@ def test_where_nothing_can_be_written_fsync_is_not_measured_and_that_is_said(
     def refuse(**options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(doctor.machine.tempfile, "TemporaryFile", refuse)
 
     assert examined(path)["fsync"].found == {"median_seconds": None}
     assert "not measured" in examined(path)["fsync"].says

@@ -1,46 +1,28 @@
 """How fast each durability mode is here, with what spread, and what it loses: measured, beside what it promises.
 
-`measure` runs every mode through the same rounds; each thing it measures is a file: `speed` (timed), `cuts` (recorded,
-and cut), `kills` (real processes), on the `machine`, held against `promises`. It tunes nothing and asserts nothing.
+`measure` runs every mode through the same rounds; what makes a row is in `rows`, and each thing in it is a file:
+`speed` (timed), `cuts` (recorded, and cut), `paced` (the same in virtual time), `kills` (real processes), held against
+`promises`. It tunes nothing and asserts nothing.
 """
 
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab import arguments
 from rqlab.arguments import shown
 from rqlab.durability import MODES
 from rqlab.errors import ValidationError
+from rqlab.measurement.progress import Progress
 from rqlab.measurement.result import COLUMNS, Measurement, Row
-
-if TYPE_CHECKING:
-    from rqlab.measurement.progress import Progress  # the same floor, loaded when it is needed
+from rqlab.measurement.settings import FULL, QUICK, Settings
 
 __all__ = ["COLUMNS", "FULL", "QUICK", "Measurement", "Settings", "measure"]
 
 MAX_CALLERS = 1_000
 MAX_REPEATS = 1_000
 MAX_JOBS = 1_000_000
-RECORDED_SECONDS = 0.25  # of pushes, and of cycles: the recorder keeps every byte in memory
-
-
-class Settings(NamedTuple):
-    """How much is measured."""
-
-    callers: tuple[int, ...]  #: threads at once, one row each
-    seconds: float  #: of timed pushes, and as many of timed cycles, a row
-    repeats: int  #: each goes through all modes and callers before the next begins
-    jobs: int  #: at least so many are pushed before a kill, and in a recorded run
-    cuts: int  #: power cuts a row
-    alive: tuple[float, float]  #: seconds between its first push and its kill -9, least and most
-
-
-FULL = Settings(callers=(1, 10, 100), seconds=1.0, repeats=5, jobs=500, cuts=48, alive=(0.1, 0.5))
-#: For a notebook's cell: less than a second a row.
-QUICK = Settings(callers=(1, 100), seconds=0.12, repeats=3, jobs=100, cuts=16, alive=(0.03, 0.1))
 
 
 def measure(
@@ -87,28 +69,27 @@ def measure(
 
     Raises ValidationError for arguments that cannot be; whatever the queue itself raises when a disk fails.
     """
+    from rqlab.measurement.rows import Rows  # here: `import rqlab` must stay quick
+
     chosen = _checked_modes(modes)
     settings = _checked_settings(QUICK if quick else FULL, callers, seconds, repeats, jobs)
-    rows: list[Row] = []
-    quiet: dict[str, float] = {}
+    found: list[Row] = []
     with ExitStack() as stack:
-        here = stack.enter_context(_directory(directory))
-        machine = _machine(here, chosen, settings)
+        rows = Rows(chosen, settings, stack.enter_context(_directory(directory)))
         plan = list(_plan(chosen, settings))
-        bar = stack.enter_context(_progress(len(plan), progress))
+        bar = stack.enter_context(Progress(len(plan), arguments.truth(progress, "progress")))
         try:
             for mode, at_once, repeat in plan:
                 bar.next(f"{mode}, {at_once} caller{'s' if at_once > 1 else ''}, repeat {repeat}")
-                rows.append(_row(mode, at_once, repeat, settings, here, machine, quiet))
+                found.append(rows.measure(mode, at_once, repeat))
                 if on_row is not None:
-                    on_row(dict(rows[-1]))
+                    on_row(dict(found[-1]))
         except KeyboardInterrupt:
-            if not rows:
+            if not found:
                 raise
-            machine["is_complete"] = False
-    return Measurement(
-        sorted(rows, key=lambda row: (chosen.index(row["mode"]), row["callers"], row["repeat"])), machine
-    )
+            rows.machine["is_complete"] = False
+    found.sort(key=lambda row: (chosen.index(row["mode"]), row["callers"], row["repeat"]))
+    return Measurement(found, rows.machine)
 
 
 def _plan(modes: tuple[str, ...], settings: Settings) -> Iterator[tuple[str, int, int]]:
@@ -119,75 +100,7 @@ def _plan(modes: tuple[str, ...], settings: Settings) -> Iterator[tuple[str, int
                 yield modes[(number + repeat - 1) % len(modes)], at_once, repeat
 
 
-def _row(
-    mode: str,
-    callers: int,
-    repeat: int,
-    settings: Settings,
-    here: Path,
-    machine: dict[str, Any],
-    quiet: dict[str, float],
-) -> Row:
-    from rqlab.measurement import cuts, kills, losses, paced, promises, speed
-    from rqlab.simulation.recorder import RecorderUnavailable
-    from rqlab.simulation.recovery import scratch_directory
-
-    nan = float("nan")
-    with _emptied(here):
-        timed = speed.measure_speed(mode, callers, settings.seconds, here / "timed")
-    with _emptied(here):
-        killed = kills.lost_at_kill(mode, callers, settings.jobs, settings.alive, here / "killed")
-    row: Row = {
-        "mode": mode, "callers": callers, "repeat": repeat, "promised": promises.promised(mode),
-        "push_per_second": timed.push_per_second, "cycles_per_second": timed.cycles_per_second,
-        "push_p50_seconds": timed.push_p50_seconds, "push_p99_seconds": timed.push_p99_seconds,
-        "lost_jobs_kill": float(killed.lost), "acknowledged_jobs_kill": float(killed.acknowledged),
-        "fsyncs_per_job": nan, "bytes_per_job": nan, "loss_window_seconds": nan, "lost_jobs_power_cut": nan,
-        "acknowledged_jobs_power_cut": nan, "mean_lost_jobs_power_cut": nan,
-    }  # fmt: skip
-    try:
-        with _emptied(here), scratch_directory() as scratch:
-            seconds = min(settings.seconds / 2, RECORDED_SECONDS)
-            recorded, cost = cuts.record(mode, callers, settings.jobs, seconds, here / "recorded")
-            cut = cuts.losses(recorded, settings.cuts, repeat, scratch)
-            if mode not in quiet:  # in virtual time: neither callers nor another repeat would change it
-                pushes = paced.record(mode, paced.QUIET, scratch / "paced")
-                quiet[mode] = losses.worst(cuts.losses(pushes, settings.cuts, 0, scratch)).window_seconds
-    except RecorderUnavailable as error:
-        machine["recorder"] = str(error)
-    else:
-        most = losses.worst(cut)
-        row |= {
-            "fsyncs_per_job": cost.fsyncs_per_job,
-            "bytes_per_job": cost.bytes_per_job,
-            "lost_jobs_power_cut": float(most.lost),
-            "acknowledged_jobs_power_cut": float(most.acknowledged),
-            "mean_lost_jobs_power_cut": sum(each.lost for each in cut) / len(cut),
-            "loss_window_seconds": max(most.window_seconds, killed.window_seconds, quiet[mode]),
-        }
-    row["promise_held"] = promises.held(mode, row["lost_jobs_kill"], row["lost_jobs_power_cut"])
-    return {name: row[name] for name in COLUMNS}
-
-
-# Below: checks, and what is imported when it is needed: `import rqlab` must stay quick.
-
-
-def _machine(here: Path, modes: tuple[str, ...], settings: Settings) -> dict[str, Any]:
-    from rqlab.measurement.machine import machine
-
-    used = {
-        **settings._asdict(),
-        "callers": list(settings.callers),
-        "alive": list(settings.alive),
-        "modes": list(modes),
-    }
-    return {**machine(here), "settings": used, "is_complete": True}
-
-
-def _progress(rows: int, is_wanted: bool) -> "Progress":
-    from rqlab.measurement.progress import Progress
-
-    return Progress(rows, arguments.truth(is_wanted, "progress"))
+# Below: checks.
 
 
 @contextmanager
@@ -203,18 +116,6 @@ def _directory(directory: str | os.PathLike[str] | None) -> Iterator[Path]:
         ) from None
     with temporary as path:
         yield Path(path).resolve()
-
-
-@contextmanager
-def _emptied(here: Path) -> Iterator[None]:
-    """Remove what a run has left in the directory, however it ends."""
-    from shutil import rmtree
-
-    try:
-        yield
-    finally:
-        for path in here.iterdir():
-            rmtree(path)
 
 
 def _checked_modes(modes: object) -> tuple[str, ...]:

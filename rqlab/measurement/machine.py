@@ -4,7 +4,7 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from rqlab.storage.disk import SQLITE_VERSION
 from rqlab.storage.locks import file_system
 
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})
-SYNCS = 21  # of which the median is told
+SYNCS = 21  # of which the median is told, where nothing else says how many
 SYNC_BYTES = 4_096  # a page, which is what a small commit appends
 
 
@@ -22,7 +22,6 @@ def machine(directory: Path) -> dict[str, Any]:
     """The machine, the disk under `directory` and what runs there, as values that JSON has."""
     from rqlab import __version__  # here: the package imports this one
 
-    took = syncs(directory)
     kind = file_system(directory)
     return {
         "platform": platform.platform(),
@@ -31,20 +30,27 @@ def machine(directory: Path) -> dict[str, Any]:
         "sqlite": SQLITE_VERSION,
         "file_system": kind,
         "is_in_memory": kind in MEMORY_FILE_SYSTEMS,
-        "fsync_median_seconds": statistics.median(took),
-        "fsync_low_seconds": min(took),
-        "fsync_high_seconds": max(took),
+        **latency(syncs(directory)),
         "rqlab": __version__,
         "measured_at": datetime.fromtimestamp(clock.now() / 1000, UTC).isoformat(timespec="seconds"),
     }
 
 
-def syncs(path: Path) -> list[float]:
+def latency(took: Sequence[float]) -> dict[str, float]:
+    """How long an fsync takes, with its spread."""
+    return {
+        "fsync_median_seconds": statistics.median(took),
+        "fsync_low_seconds": min(took),
+        "fsync_high_seconds": max(took),
+    }
+
+
+def syncs(path: Path, count: int = SYNCS) -> list[float]:
     """Seconds that each of some syncs took, on a file of no name in the directory: nothing of it stays."""
     sync: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
     took = []
     with tempfile.TemporaryFile(dir=path, buffering=0) as scratch:
-        for _ in range(SYNCS):
+        for _ in range(count):
             scratch.write(bytes(SYNC_BYTES))
             before = clock.monotonic()
             sync(scratch.fileno())

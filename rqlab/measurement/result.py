@@ -276,17 +276,16 @@ def _digits(figure: float) -> str:
 
 def _notes(machine: Mapping[str, Any], broken: list[Row]) -> Iterator[str]:
     settings = machine.get("settings", {})
-    yield (
-        f"Median of {settings.get('repeats')} repeats (lowest–highest); losses are the worst of "
-        f"{settings.get('cuts')} power cuts and one kill -9 a repeat."
-    )
+    repeats = settings.get("repeats")
+    spread = "One repeat, so no spread" if repeats == 1 else f"Median of {repeats} repeats (lowest–highest)"
+    yield f"{spread}; losses are the worst of {settings.get('cuts')} power cuts and one kill -9 a repeat."
     yield (
         f"{machine.get('platform')}, {machine.get('cores')} cores, Python {machine.get('python')}, "
         f"SQLite {machine.get('sqlite')}, rqlab {machine.get('rqlab')}, {machine.get('measured_at')}."
     )
     median, low, high = (machine.get(f"fsync_{which}_seconds", math.nan) * 1000 for which in ("median", "low", "high"))
     disk = machine.get("file_system") or "a file system of unknown type"
-    yield f"Disk: {disk}; an fsync takes {_digits(median)} ms ({_digits(low)}–{_digits(high)})."
+    yield f"Disk: {disk}; an fsync took {_digits(median)} ms ({_digits(low)}–{_digits(high)}) meanwhile."
     if machine.get("is_in_memory"):
         yield (
             f"BEWARE: {disk} is in memory, where an fsync costs nothing and a power cut loses all: durable looks free. "
