@@ -427,7 +427,7 @@ def walk_through(
     kills: Annotated[int, typer.Option(min=1, help="How often the worker is killed.")] = 1,
     max_attempts: Annotated[int, typer.Option(min=1, help="Of the job: as many kills end in the DLQ.")] = 3,
     power: Annotated[bool, typer.Option("--power", help="Cut the power instead, in every durability mode.")] = False,
-    seed: Annotated[int, typer.Option(help="Of --power: the same seed, the same cut.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of --power: the same seed, the same cut.")] = power_cut.SEED,
 ) -> None:
     """Kill -9 a worker in the middle of a job; watch it complete.
 
@@ -435,7 +435,7 @@ def walk_through(
     durability mode, and a power cut shows what each had really kept; that takes a second. Exit code 0 if what happened
     is what must.
     """
-    if (power and (kills, max_attempts) != (1, 3)) or (seed and not power):
+    if (power and (kills, max_attempts) != (1, 3)) or (seed != power_cut.SEED and not power):
         raise ValidationError("demo: expected --kills and --max-attempts without --power, or --seed with it")
     held = power_cut.run(seed, _say) if power else demo.run(kills, max_attempts, _say)
     raise typer.Exit(0 if held else FAILED)

@@ -19,6 +19,7 @@ from rqlab.simulation.recorder import RecorderUnavailable
 from rqlab.simulation.recovery import scratch_directory
 
 MEAN_PAUSE_MS = 4.0  # between two pushes
+SEED = 7  # if none is given
 CUT_AFTER_MS = (2_100, 2_900)  # at the earliest, at the latest: a hybrid queue has taken snapshots by then
 
 
@@ -34,12 +35,14 @@ class Kept(NamedTuple):
 
 def run(seed: int, say: Callable[[str], None] = print) -> bool:
     """Push, cut, recover and tell, in every mode; whether every mode kept its promise. Nothing of it stays."""
-    instants, kind = story(seed)
-    say(f"{len(instants)} jobs are pushed in each mode, in {instants[-1] / 1000:.1f} s. Then the power fails.")
-    say(f"(Virtual seconds and a simulated disk, under the real SQLite. How the disk fails: {kind.says}.)\n")
+    instants, blow = story(seed)
+    lasted = instants[-1] / 1000
+    say(f"{len(instants)} jobs are pushed in each mode, in {lasted:.1f} s. In the next push the power fails.")
+    say("SQLite is real; the seconds are virtual, and the disk is a model. It fails like this:")
+    say(f"{CRASH_KINDS[blow.kind].says}.\n")
     try:
         with scratch_directory() as scratch:
-            kept = [cut_power(mode, instants, kind.cut, scratch, seed) for mode in MODES]
+            kept = [cut_power(mode, instants, blow, scratch, seed) for mode in MODES]
     except RecorderUnavailable as error:
         say(f"This cannot be shown here: {error}")
         return False
@@ -51,28 +54,29 @@ def run(seed: int, say: Callable[[str], None] = print) -> bool:
     return all(each.promise_held for each in kept)
 
 
-class Kind(NamedTuple):
-    """How the disk fails."""
+class Blow(NamedTuple):
+    """How the power fails, and how the disk takes it."""
 
-    cut: tuple[str, str]  #: rows of CRASH_KINDS and NAME_MODELS
-    says: str
+    kind: str  #: a row of CRASH_KINDS
+    names: str  #: a row of NAME_MODELS
+    share: float  #: of the operations of the push in flight that had been issued
 
 
-def story(seed: int) -> tuple[list[int], Kind]:
-    """When the jobs are pushed (milliseconds), the last right before the cut, and how the disk fails."""
+def story(seed: int) -> tuple[list[int], Blow]:
+    """When the jobs are pushed (milliseconds), the last right before the cut, and how it comes."""
     dice = random.Random(seed)
     until = dice.randint(*CUT_AFTER_MS)
     instants, at = [0], 0.0
     while (at := at + dice.expovariate(1 / MEAN_PAUSE_MS)) < until:
         instants.append(int(at))
-    way = dice.choice(cuts.WAYS)
-    return instants, Kind(way, CRASH_KINDS[way[0]].says)
+    return instants, Blow(*dice.choice(cuts.WAYS), dice.random())
 
 
-def cut_power(mode: str, instants: Sequence[int], way: tuple[str, str], scratch: Path, seed: int) -> Kept:
-    """Push in one mode, cut the power right after the last push, and look what is there."""
+def cut_power(mode: str, instants: Sequence[int], blow: Blow, scratch: Path, seed: int) -> Kept:
+    """Push in one mode, cut the power while one push more is under way, and look what is there."""
     recorded = paced.record(mode, instants, scratch / mode, seed)
-    found = cuts.found_after(Platter(recorded.recording), Cut(recorded.end, *way, seed), scratch)
+    at = recorded.end + round(blow.share * (recorded.in_flight_end - recorded.end))
+    found = cuts.found_after(Platter(recorded.recording), Cut(at, blow.kind, blow.names, seed), scratch)
     acknowledged = [push.acknowledgement for push in recorded.pushes]
     lost = loss(acknowledged, found, recorded.ended_at, keeps_nothing=not recorded.recording.operations)
     survived = len(acknowledged) - lost.lost

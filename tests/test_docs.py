@@ -1,6 +1,6 @@
 """The documents are true: every block is run, every table is made from the code.
 
-`python -m tests.test_docs` writes the tables.
+`python -m tests.test_docs` writes the tables, and what `rqlab demo --power` prints.
 """
 
 import os
@@ -39,6 +39,15 @@ def mode_table() -> str:
 
 
 TABLES = ((README, "MODES", mode_table), (ARCHITECTURE, "TRANSITIONS", transition_table))
+
+
+POWER_CUT = re.compile(r"(<!-- POWER: .*?-->\n```text\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
+
+
+def power_cut_demo() -> str:
+    """The same in every run: its time is virtual, and its seed is given."""
+    run = subprocess.run([BIN / "rqlab", "demo", "--power"], capture_output=True, text=True, timeout=DEADLINE_SECONDS)
+    return run.stdout
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -90,6 +99,12 @@ def test_the_walkthrough_in_the_readme_is_what_the_demo_prints() -> None:
     assert _shape(run.stdout) == _shape(said)
 
 
+def test_the_power_cut_in_the_readme_is_what_the_demo_prints() -> None:
+    ((_, said, _),) = POWER_CUT.findall(README.read_text())
+
+    assert said == power_cut_demo()
+
+
 def test_the_two_terminal_walkthrough_works_as_written(tmp_path: Path) -> None:
     in_one, in_two = [
         [shlex.split(line, comments=True) for line in block.splitlines()]
@@ -139,7 +154,7 @@ def test_links_in_the_documents_lead_somewhere() -> None:
 
 def test_files_named_in_the_architecture_exist() -> None:
     for name in re.findall(
-        r"`((?:tests/|rqlab/|storage/|executors/|simulation/)?[a-z_]+\.py)`", ARCHITECTURE.read_text()
+        r"`((?:tests/|rqlab/|storage/|executors/|simulation/|measurement/)?[a-z_]+\.py)`", ARCHITECTURE.read_text()
     ):
         assert any((ROOT / base / name).exists() for base in (".", "rqlab")), name
 
@@ -167,6 +182,8 @@ def write_tables() -> None:
         pattern = rf"(<!-- {name}:.*?-->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda m, t=table: f"{m[1]}{t()}\n{m[2]}", path.read_text(), flags=re.DOTALL)
         path.write_text(text)
+    said = power_cut_demo()
+    README.write_text(POWER_CUT.sub(lambda m: f"{m[1]}{said}{m[3]}", README.read_text()))
 
 
 if __name__ == "__main__":

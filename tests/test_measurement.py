@@ -18,7 +18,7 @@ from rqlab import measurement
 from rqlab.errors import StoreError, ValidationError
 from rqlab.measurement import COLUMNS, Measurement, callers, cuts, kills, losses, machine, paced, promises, speed
 from rqlab.simulation import recorder, recovery
-from rqlab.storage import disk
+from rqlab.storage import cache
 
 DEADLINE_SECONDS = 60.0
 SMALL = {"seconds": 0.02, "repeats": 1, "jobs": 20, "progress": False}
@@ -149,7 +149,7 @@ def test_rows_are_told_as_they_arrive() -> None:
 def test_synchronous_normal_planted_in_durable_loses_jobs_and_breaks_the_promise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(disk.SETTINGS, "sqlite_synchronous", 1)
+    monkeypatch.setitem(cache.SETTINGS, "sqlite_synchronous", 1)
 
     found = rqlab.measure("durable", callers=1, **SMALL)
 

@@ -42,6 +42,7 @@ class Recorded(NamedTuple):
     begin: int  #: operations before the first that may be cut
     ended_at: float  #: by the same clock; what may be cut ends here
     end: int  #: operations by then
+    in_flight_end: int  #: operations after one push more, that had not returned when the power failed; `end` without
 
 
 class Cost(NamedTuple):
@@ -80,7 +81,7 @@ def record(mode: str, callers: int, jobs: int, seconds: float, path: Path) -> tu
     fsyncs = sum(1 + operation.with_names for operation in written if operation.kind is Kind.SYNC)
     return (
         Recorded(
-            recorder.recording, recorder.stamps, sorted(pushes, key=attrgetter("operations")), begin, ended_at, end
+            recorder.recording, recorder.stamps, sorted(pushes, key=attrgetter("operations")), begin, ended_at, end, end
         ),
         Cost(fsyncs / cycles, sum(len(operation.payload) for operation in written) / cycles),
     )

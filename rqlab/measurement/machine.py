@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rqlab import clock
-from rqlab.storage.disk import SQLITE_VERSION
+from rqlab.storage.entries import SQLITE_VERSION
 from rqlab.storage.locks import file_system
 
 MEMORY_FILE_SYSTEMS = frozenset({"tmpfs", "ramfs"})

@@ -28,8 +28,8 @@ QUIET = range(0, LAST_MS, PAUSE_MS)
 def record(mode: str, instants: Sequence[int], path: Path, seed: int = 0) -> Recorded:
     """Push one job at each instant (milliseconds, rising); the mode's keeper steps when it is due.
 
-    What may be cut begins with the first push that has returned, and ends with the last. Acknowledgements and
-    operations are stamped in seconds of virtual time.
+    What may be cut begins with the first push that has returned, and ends with the last; one more is in flight.
+    Acknowledgements and operations are stamped in seconds of virtual time.
     """
     path.mkdir()
     now = START
@@ -57,6 +57,10 @@ def record(mode: str, instants: Sequence[int], path: Path, seed: int = 0) -> Rec
                     rings.clear()
                     again_at = keeper.step(now)
             end = len(recorder)
+            engine.push([(push, ids.draw(now))], now)  # in flight: nobody is told that it has returned
+            in_flight_end = len(recorder)
         finally:
             store.close()
-    return Recorded(recorder.recording, recorder.stamps, pushes, pushes[0].operations, (now - START) / 1000, end)
+    return Recorded(
+        recorder.recording, recorder.stamps, pushes, pushes[0].operations, (now - START) / 1000, end, in_flight_end
+    )

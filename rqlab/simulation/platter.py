@@ -99,7 +99,7 @@ CRASH_KINDS: dict[str, CrashKind] = {
         CrashKind("lost", "nothing survives but what was synced", _keep_none, keeps_unsafe_names=False),
         CrashKind("torn", "of each file a prefix of the unsynced operations; the next write is cut at a byte", _tear),
         CrashKind("reorder", "each sector of each unsynced write is kept or lost on its own", _reorder),
-        CrashKind("garbage", "the same, and some of the sectors kept hold junk", _garble),
+        CrashKind("garbage", "each sector of each unsynced write is kept, lost, or holds junk", _garble),
         CrashKind(
             "nopsow",
             "no power-safe overwrite: a half-written sector takes its synced neighbours with it",
