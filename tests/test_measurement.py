@@ -1,5 +1,6 @@
 """What rqlab.measure promises: figures that add up, losses that are counted, nothing left behind."""
 
+import io
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,7 @@ import rqlab
 from rqlab import measurement
 from rqlab.errors import StoreError, ValidationError
 from rqlab.measurement import COLUMNS, Measurement, callers, cuts, kills, losses, machine, paced, promises, speed
+from rqlab.measurement.progress import Progress
 from rqlab.simulation import recorder, recovery
 from rqlab.storage import cache
 
@@ -266,6 +269,41 @@ def test_a_timed_run_leaves_its_warm_up_out_and_has_a_figure_however_slow_a_call
 
     assert timed.calls > len(timed.took) >= 1
     assert timed.percentile(0.5) <= timed.percentile(0.99) <= timed.percentile(1.0) == timed.took[-1]
+
+
+# How far it is.
+
+
+def test_a_notebook_has_one_line_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    def show(bundle: dict[str, str], **_: object) -> SimpleNamespace:
+        shown.append(bundle["text/plain"])
+        return SimpleNamespace(update=show)
+
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=show))
+    with Progress(2, is_wanted=True) as progress:
+        for mode in ("durable", "memory"):
+            progress.next(mode)
+            progress.done()
+
+    assert shown[1] == "row 1 of 2: durable"
+    assert shown[2].startswith("row 2 of 2: memory, ")
+    assert shown[3].startswith("measured 2 of 2 rows in ")
+
+
+def test_the_bar_of_a_terminal_draws_from_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    before = threading.active_count()
+    with Progress(2, is_wanted=True) as progress:
+        progress.next("durable, 1 caller")
+        during = threading.active_count()
+
+    assert "durable, 1 caller" in terminal.getvalue()
+    assert during == before
 
 
 # The result.

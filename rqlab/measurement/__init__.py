@@ -82,6 +82,7 @@ def measure(
             for mode, at_once, repeat in plan:
                 bar.next(f"{mode}, {at_once} caller{'s' if at_once > 1 else ''}, repeat {repeat}")
                 found.append(rows.measure(mode, at_once, repeat))
+                bar.done()
                 if on_row is not None:
                     on_row(dict(found[-1]))
         except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """How far a measurement is. Drawn only between two rows, by the thread that measures: a bar that moves by itself would
 take turns at the interpreter with the callers that are timed."""
 
+import importlib
 import sys
 from types import TracebackType
 from typing import Any, Self
@@ -9,15 +10,17 @@ from rqlab import clock
 
 
 class Progress:
-    """A line on stderr: a bar in a terminal, a line written over in a notebook, nothing in a pipe or a log."""
+    """A bar on stderr in a terminal, a line that is written over in a notebook, nothing in a pipe or a log."""
 
     def __init__(self, rows: int, is_wanted: bool) -> None:
         self._rows = rows
         self._done = 0
         self._began = clock.monotonic()
         self._bar: Any = None
-        self._is_notebook = is_wanted and "ipykernel" in sys.modules
-        if is_wanted and not self._is_notebook and sys.stderr.isatty():
+        self._line: Any = None
+        if is_wanted and "ipykernel" in sys.modules:
+            self._line = importlib.import_module("IPython.display").display(_plain(""), raw=True, display_id=True)
+        elif is_wanted and sys.stderr.isatty():
             self._bar = _bar()
             self._row = self._bar.add_task("", total=rows)
 
@@ -31,21 +34,27 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self._is_notebook:
-            self._write_over("")
+        elif self._line is not None:
+            took = clock.monotonic() - self._began
+            self._line.update(_plain(f"measured {self._done} of {self._rows} rows in {took:.0f} s"), raw=True)
 
     def next(self, what: str) -> None:
         """Say what is measured now."""
         if self._bar is not None:
             self._bar.update(self._row, completed=self._done, description=what, refresh=True)
-        elif self._is_notebook:
+        elif self._line is not None:
             spent = clock.monotonic() - self._began
             left = f", {spent / self._done * (self._rows - self._done):.0f} s left" if self._done else ""
-            self._write_over(f"row {self._done + 1} of {self._rows}: {what}{left}")
+            self._line.update(_plain(f"row {self._done + 1} of {self._rows}: {what}{left}"), raw=True)
+
+    def done(self) -> None:
+        """A row is complete."""
         self._done += 1
 
-    def _write_over(self, line: str) -> None:
-        print(f"\r{line:<70}", end="" if line else "\r", file=sys.stderr, flush=True)
+
+def _plain(text: str) -> dict[str, str]:
+    """A notebook's output: text that can be replaced, not a widget, which a saved notebook cannot show."""
+    return {"text/plain": text}
 
 
 def _bar() -> Any:

@@ -212,7 +212,7 @@ def _speed(rows: list[Row]) -> list[str]:
     return [
         _ranged([row["push_per_second"] for row in rows], count),
         _ranged([row["cycles_per_second"] for row in rows], count),
-        _ranged(p50, _digits),
+        _middle(p50),
         _ranged(p99, _digits),
         _middle([row["fsyncs_per_job"] for row in rows]),
         _middle([row["bytes_per_job"] / 1000 for row in rows]),
