@@ -14,6 +14,7 @@ from rqlab.arguments import shown
 from rqlab.errors import ValidationError
 from rqlab.measurement import FULL, Measurement
 
+PICTURES = (".png", ".svg", ".pdf")
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, in every shell
 
 
@@ -64,6 +65,8 @@ def measure(
     """
     for target in filter(None, (save, plot)):
         _refuse_unwritable(target)
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        raise ValidationError(f"--plot: expected the name of a file ending in {', '.join(PICTURES)}; got {plot}")
     with _terminated_like_interrupted():
         found = measurement.measure(
             None if modes is None else modes.split(","),

@@ -98,12 +98,12 @@ def sentence(kept: Kept) -> str:
     if not kept.promise_held:
         return f"{mode} BROKE ITS PROMISE: {lost.lost} jobs are gone{_hole(kept)}. Please report it, with the seed."
     if not lost.lost:
-        return f"{mode} lost nothing: a push had returned {MODES[mode].returns.split(';')[0]}."
+        return f"{mode} lost nothing: its push returns {MODES[mode].returns.split(';')[0]}."
     if lost.window_seconds == math.inf:
-        return f"{mode} lost everything: it has no file, so nothing outlives its process. It never said otherwise."
+        return f"{mode} lost everything: it has no file, so nothing outlives the process, as its promise says."
     return (
         f"{mode} lost its newest {_jobs(lost.lost)}, pushed in the last {_age(lost.window_seconds)}, and none before:\n"
-        "    its push returns before the disk has the job, and it says so."
+        "    its push returns before the disk has the job, as its promise says."
     )
 
 

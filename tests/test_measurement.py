@@ -274,6 +274,13 @@ def test_a_timed_run_leaves_its_warm_up_out_and_has_a_figure_however_slow_a_call
 # How far it is.
 
 
+def test_nothing_is_drawn_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(1, is_wanted=True) as progress:
+        progress.next("durable")
+
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_notebook_has_one_line_that_is_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
 
@@ -362,6 +369,14 @@ def test_what_it_shows_in_a_notebook_is_escaped(measured: Measurement) -> None:
     machine = {**measured.machine, "platform": "<script>alert(1)</script>"}
 
     assert "<script>" not in Measurement([], machine)._repr_html_()
+
+
+def test_a_measurement_without_rows_has_a_frame_and_shows_itself(measured: Measurement) -> None:
+    empty = Measurement([], measured.machine)
+
+    assert list(empty.frame.columns) == list(COLUMNS)
+    assert repr(empty).startswith("mode")
+    assert empty.plot().alt
 
 
 def test_a_file_system_in_memory_is_said_aloud(measured: Measurement, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -492,6 +507,10 @@ def test_the_command_shows_tables(tmp_path: Path) -> None:
         (("--callers", "1,two"), "error: --callers: expected whole numbers, such as 1,10,100"),
         (("--callers", "0"), "error: callers: expected a whole number, 1 to 1000"),
         (("--directory", "/no/such/place"), "error: directory: expected a directory that can be written to"),
+        (
+            ("--plot", "picture.doc"),
+            "error: --plot: expected the name of a file ending in .png, .svg, .pdf; got picture.doc",
+        ),
         (("--save", "/no/such/place/kept.json"), "error: /no/such/place/kept.json: expected the name of a file"),
     ],
 )

@@ -21,7 +21,7 @@ from rqlab.simulation.recovery import laid_out
 JOBS = "jobs"  # the store's directory within the recorded one
 
 #: The ways in which the power is cut. Not `sigkill`, which is none; and not those in which a half-written sector takes
-#: its neighbours with it: no drive that is sold does that, and SQLite does not promise to survive it.
+#: its neighbours with it: drives are expected not to, and SQLite promises its last transaction only on those.
 KINDS = tuple(kind.name for kind in CRASH_KINDS.values() if not (kind.keeps_all_names or kind.loses_the_last))
 WAYS = tuple((kind, names) for names in NAME_MODELS for kind in KINDS)
 
