@@ -146,7 +146,8 @@ class Measurement:
 
     def notes(self) -> list[str]:
         """What one must know to read the figures: the machine, the settings, and what to beware of."""
-        return list(_notes(self.machine, self.broken))
+        repeats = max((row["repeat"] for row in self._rows), default=0)
+        return list(_notes(self.machine, repeats, self.broken))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -278,9 +279,8 @@ def _digits(figure: float) -> str:
     return f"{figure:,.{max(1 - math.floor(math.log10(figure)), 0)}f}".replace(",", " ")
 
 
-def _notes(machine: Mapping[str, Any], broken: list[Row]) -> Iterator[str]:
+def _notes(machine: Mapping[str, Any], repeats: int, broken: list[Row]) -> Iterator[str]:
     settings = machine.get("settings", {})
-    repeats = settings.get("repeats")
     spread = "One repeat, so no spread" if repeats == 1 else f"Median of {repeats} repeats (lowest–highest)"
     yield f"{spread}; losses are the worst of {settings.get('cuts')} power cuts and one kill -9 a repeat."
     yield (
