@@ -34,12 +34,14 @@ from rqlab.job import Backoff, Counts, Delivery, Job, Outcome, State
 from rqlab.lifecycle import TRANSITIONS, Change, Event
 from rqlab.queues import Queues, memory, open  # like shelve.open and dbm.open
 from rqlab.schedule import Schedule
+from rqlab.simulation.audit import Audit, audit
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MODES",
     "TRANSITIONS",
+    "Audit",
     "Backoff",
     "Change",
     "Context",
@@ -69,6 +71,7 @@ __all__ = [
     "StoreFull",
     "StoreLocked",
     "ValidationError",
+    "audit",
     "memory",
     "open",
 ]
