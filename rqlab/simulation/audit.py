@@ -123,8 +123,8 @@ def audit(
     A workload should be long enough for the loss that it looks for: SQLite in WAL mode with synchronous=NORMAL syncs
     once in some 1 000 pages, so after 50 pushes it has lost at most 50.
 
-    Files that SQLite does not write are looked for whenever a push returns, and are safe when os.fsync or os.fdatasync
-    was called on them. Not seen are: syncs by other means, writes through O_SYNC, and anything another process writes.
+    Files that SQLite does not write are looked for too, and are safe when os.fsync or os.fdatasync was called on them.
+    Not seen are: syncs by other means, writes through O_SYNC, and anything another process writes.
 
     Raises ValueError for a job that was yielded twice, for none, and for an unknown kind; RecorderUnavailable where
     SQLite's writes cannot be seen: in this Python, or because the library brings a SQLite of its own.

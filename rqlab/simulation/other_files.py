@@ -28,9 +28,9 @@ class _Seen(NamedTuple):
 class OtherFiles:
     """Adds to a recorder's log, while its `with` block runs, what happens to files that SQLite has not opened.
 
-    A look comes before every fsync, and when `look` is called. What lies between two looks is one change: a file
-    written twice was written once, and one that is overwritten with as many bytes within one tick of the file
-    system's clock was not written at all.
+    A look comes before everything that SQLite asks for, before every fsync, and when `look` is called. What lies
+    between two looks is one change: a file written twice was written once, and one that is overwritten with as many
+    bytes within one tick of the file system's clock was not written at all.
     """
 
     def __init__(self, recorder: Recorder) -> None:
@@ -38,9 +38,11 @@ class OtherFiles:
         self._seen: dict[str, _Seen] = {}
         self._of_sqlite: set[str] = set()
         self._read_to = 0  # operations of the log that we have read
+        self._is_looking = False
         self._real: dict[str, Callable[[int], None]] = {}
 
     def __enter__(self) -> Self:
+        self._recorder.before_operation = self.look
         for name in SYNCS:
             if hasattr(os, name):  # macOS has no fdatasync
                 self._real[name] = getattr(os, name)
@@ -50,23 +52,33 @@ class OtherFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._recorder.before_operation = None
         for name, real in self._real.items():
             setattr(os, name, real)
 
     def look(self) -> None:
         """Write down what has changed. RecorderUnavailable if a SQLite is at work that the recorder does not see."""
         with self._recorder.lock:
-            for operation in self._recorder.operations[self._read_to :]:
-                self._of_sqlite.add(operation.name)  # ours are read over: see _record
-                self._seen.pop(operation.name, None)
-            self._read_to = len(self._recorder)
-            there = {name: path for name, path in self._files() if name not in self._of_sqlite}
-            names = {seen.inode: name for name, seen in self._seen.items()}
-            for name, path in there.items():
-                self._look_at(name, path, names)
-            for name in self._seen.keys() - there.keys():
-                self._record(Operation(Kind.DELETE, name))
-                del self._seen[name]
+            if self._is_looking:
+                return  # it is what we have found that is written down
+            self._is_looking = True
+            try:
+                self._look()
+            finally:
+                self._is_looking = False
+
+    def _look(self) -> None:
+        for operation in self._recorder.operations[self._read_to :]:
+            self._of_sqlite.add(operation.name)  # ours are read over: see _record
+            self._seen.pop(operation.name, None)
+        self._read_to = len(self._recorder)
+        there = {name: path for name, path in self._files() if name not in self._of_sqlite}
+        names = {seen.inode: name for name, seen in self._seen.items()}
+        for name, path in there.items():
+            self._look_at(name, path, names)
+        for name in self._seen.keys() - there.keys():
+            self._record(Operation(Kind.DELETE, name))
+            del self._seen[name]
 
     def _files(self) -> list[tuple[str, Path]]:
         directory = self._recorder.directory
@@ -74,11 +86,14 @@ class OtherFiles:
         return sorted((str(path.relative_to(directory)), path) for path in found)
 
     def _look_at(self, name: str, path: Path, names: dict[int, str]) -> None:
-        state = path.stat()
         before = self._seen.get(name)
-        if before is not None and (before.inode, before.changed_at) == (state.st_ino, state.st_mtime_ns):
-            return
-        content = path.read_bytes()
+        try:
+            state = path.stat()
+            if before is not None and (before.inode, before.changed_at) == (state.st_ino, state.st_mtime_ns):
+                return
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return  # it went while we looked; the next look finds it gone
         if content.startswith(SQLITE_HEADS):
             raise RecorderUnavailable(
                 f"cannot audit {name}: it was written by a SQLite other than that of Python's sqlite3 (apsw, another "
@@ -117,16 +132,15 @@ class OtherFiles:
             inode = os.fstat(fd).st_ino
             with self._recorder.lock:
                 self.look()
-                for name, seen in self._seen.items():
-                    if seen.inode == inode:
-                        self._record(Operation(Kind.SYNC, name))
-                        return
-                if self._is_ours(inode):
+                name = next((name for name, seen in self._seen.items() if seen.inode == inode), None)
+                if name is not None:
+                    self._record(Operation(Kind.SYNC, name))
+                elif self._is_directory(inode):
                     self._record(Operation(Kind.SYNC, DIRECTORY, with_names=True))
 
         return sync
 
-    def _is_ours(self, inode: int) -> bool:
+    def _is_directory(self, inode: int) -> bool:
         directory = self._recorder.directory
         return any(path.stat().st_ino == inode for path in (directory, *directory.rglob("*/")))
 

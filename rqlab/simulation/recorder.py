@@ -132,6 +132,7 @@ class Recorder:
         self.real_fsync = real_fsync
         self.stop_at = stop_at
         self.faults = faults  #: may be replaced at any time
+        self.before_operation: Callable[[], None] | None = None  #: called before each; may add operations of its own
         self.is_stopped = False
         self.operations: list[Operation] = []
         self.before: dict[str, bytes] = {}
@@ -222,6 +223,8 @@ class Recorder:
     def perform(self, operation: Operation, do: Callable[[], int]) -> int:
         """Do it and write it down, or refuse it; SQLite's result code."""
         with self.lock:
+            if self.before_operation is not None:
+                self.before_operation()
             if self.stop_at is not None and len(self.operations) >= self.stop_at:
                 self.is_stopped = True
             if self.is_stopped:
