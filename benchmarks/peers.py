@@ -7,6 +7,7 @@ against rows whose audit lost nothing. `--write` puts the result into benchmarks
 import argparse
 import datetime
 import itertools
+import logging
 import multiprocessing
 import shutil
 import sys
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.write and given.only:
         parser.error("--write wants every measure: leave --only out")
+    logging.getLogger("rqlab").setLevel(logging.ERROR)  # the stall of a job that was taken is meant
     console = Console(width=None if sys.stdout.isatty() else 200)
     measures = [measure for name, measure in ONLY.items() if given.only in (None, name)]
     present, absent = sort_out(contestants())
