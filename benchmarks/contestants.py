@@ -43,6 +43,13 @@ class Adapter:
         """The one that pushes; None if there is none."""
         return None
 
+    def run(self, count: int) -> None:
+        """Run so many jobs as the library's own worker does; where it has none, take and acknowledge each."""
+        for _ in range(count):
+            taken = self.take()
+            if isinstance(self, Acknowledging):
+                self.ack(taken)
+
     def recover(self) -> None:
         """Whatever the library offers to bring back what a dead worker had taken."""
 
@@ -87,6 +94,10 @@ class RQLab(Acknowledging):
     def ack(self, taken: rqlab.Job) -> None:
         self._rq.ack(taken)
 
+    def run(self, count: int) -> None:
+        ran = self._rq.drain(QUEUE, lambda job: None, limit=count)
+        assert ran == {"completed": count}, ran
+
     def jobs(self) -> list[int]:
         return [job.data["number"] for job in self._rq.jobs(QUEUE, limit=1_000_000)]
 
@@ -117,6 +128,10 @@ class Huey(Adapter):
 
     def number_of(self, taken: Any) -> int:
         return int(taken.kwargs["number"])
+
+    def run(self, count: int) -> None:
+        for _ in range(count):
+            self._huey.execute(self._huey.dequeue())
 
     def jobs(self) -> list[int]:
         return [self.number_of(each) for each in self._huey.pending()]

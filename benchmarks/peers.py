@@ -30,6 +30,7 @@ from benchmarks.rounds import Contender, Spread, rates, ratio
 from rqlab.simulation.audit import Loss, worst_of
 
 BURST = 20  # operations between two looks at the clock
+WORKED = 100  # jobs that a worker finds when it is started
 CALLERS = 8
 AUDITED_PUSHES = 300  # a NORMAL queue syncs about once in so many
 README = Path(__file__).with_name("README.md")
@@ -60,10 +61,18 @@ class Floor(NamedTuple):
     times: float  #: rqlab's figure is at least so many times the peer's
 
 
-FLOORS = (Floor("push, 1 caller", 0.6), Floor(f"push, {CALLERS} threads", 1.0), Floor("job cycle", 1.0))
-MEASURES = ("push, 1 caller", f"push, {CALLERS} threads", f"push, {CALLERS} processes", "job cycle")
+#: How the command line calls a measure, and how the table does.
+ONLY = {
+    "push": "push, 1 caller",
+    "threads": f"push, {CALLERS} threads",
+    "processes": f"push, {CALLERS} processes",
+    "cycle": "job cycle, by hand",
+    "worker": "job cycle, its worker",
+}
+MEASURES = tuple(ONLY.values())
+CYCLES = (ONLY["cycle"], ONLY["worker"])
+FLOORS = (Floor(ONLY["push"], 0.6), Floor(ONLY["threads"], 1.0), *(Floor(cycle, 1.0) for cycle in CYCLES))
 OURS = "rqlab, durable"
-ONLY = dict(zip(("push", "threads", "processes", "cycle"), MEASURES, strict=True))  # as the command line names them
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -202,9 +211,14 @@ def _cycling(row: Contestant, directory: Path, stack: ExitStack) -> Contender:
     return partial(_cycles, adapter, itertools.count())
 
 
+def _working(row: Contestant, directory: Path, stack: ExitStack) -> Contender:
+    adapter = stack.enter_context(closing(row.open(directory)))
+    return partial(_worked, adapter)
+
+
 #: measure -> what makes its contender
 MEASURING: dict[str, Callable[[Contestant, Path, ExitStack], Contender]] = dict(
-    zip(MEASURES, (_pushing, _pushing_from_threads, _pushing_from_processes, _cycling), strict=True)
+    zip(MEASURES, (_pushing, _pushing_from_threads, _pushing_from_processes, _cycling, _working), strict=True)
 )
 
 
@@ -226,6 +240,15 @@ def _cycles(adapter: Adapter, numbers: Iterator[int]) -> int:
         if number % TIDY_EVERY == TIDY_EVERY - 1:
             adapter.tidy()
     return BURST
+
+
+def _worked(adapter: Adapter) -> int:
+    """Jobs are pushed one at a time, then a worker runs them."""
+    for number in range(WORKED):
+        adapter.push(number)
+    adapter.run(WORKED)
+    adapter.tidy()
+    return WORKED
 
 
 _in_child: Adapter | None = None  # of a process of the pool
@@ -276,7 +299,7 @@ def verdicts_of(found: Sequence[Found]) -> list[list[str]]:
             continue
         for peer in found:
             is_peer = peer.contestant.name not in ("rqlab", "SQLite itself") and peer.keeps_all
-            if not is_peer or (floor.measure == "job cycle" and not peer.acknowledges):
+            if not is_peer or (floor.measure in CYCLES and not peer.acknowledges):
                 continue
             figures = {"ours": ours.figures[floor.measure], "theirs": peer.figures[floor.measure]}
             spread = ratio(figures, "ours", "theirs")
@@ -348,7 +371,7 @@ def _figure(row: Found, measure: str) -> str:
         return "one process"
     spread = Spread.of(row.figures[measure])
     said = f"{spread.median:,.0f} ({spread.low:,.0f}–{spread.high:,.0f})"
-    return f"{said}, {NO_ACK}" if measure == "job cycle" and not row.acknowledges else said
+    return f"{said}, {NO_ACK}" if measure in CYCLES and not row.acknowledges else said
 
 
 def _losses(losses: Sequence[Loss]) -> str:
