@@ -5,6 +5,7 @@ against rows whose audit lost nothing. `--write` puts the result into benchmarks
 """
 
 import argparse
+import contextlib
 import datetime
 import itertools
 import logging
@@ -13,7 +14,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from functools import partial
@@ -47,6 +49,7 @@ class Found(NamedTuple):
     audit: rqlab.Audit | None  #: None if it was not asked for
     taken_at_kill: str  #: what becomes of a job that was taken when its process died
     figures: dict[str, list[float]]  #: operations a second in each round, by measure
+    refused: Counter[str]  #: pushes that raised, by measure: "database is locked" when many processes write
 
     @property
     def keeps_all(self) -> bool:
@@ -96,8 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found = look_at(present, Path(directory), measures, given.rounds, given.seconds, given.cuts, console.print)
         large = rqlab.audit(*audited(LARGE, 40), cuts=given.cuts)
     console.print(where)
-    for table in (results(found, absent), verdicts(found)):
-        console.print(table)
+    console.print(results(found, absent))
+    if verdicts_of(found):
+        console.print(verdicts(found))
     console.print(about_large(large))
     if given.write:
         README.write_text(rewritten(README.read_text(), report(found, absent, large, where)))
@@ -133,19 +137,20 @@ def look_at(
         audits[row.title] = rqlab.audit(*audited(row, AUDITED_PUSHES), cuts=cuts)
         taken[row.title] = taken_at_kill(row, directory, numbers)
     timed: dict[str, dict[str, list[float]]] = {row.title: {} for row in rows}
+    refused: dict[str, Counter[str]] = {row.title: Counter() for row in rows}
     for measure in measures:
         say(f"{measure}, {rounds} rounds")
         with ExitStack() as stack:
             contenders = {
-                row.title: MEASURING[measure](row, _fresh(directory, numbers), stack)
+                row.title: MEASURING[measure](row, _fresh(directory, numbers), stack, refused[row.title])
                 for row in rows
                 if row.many_processes or "processes" not in measure
             }
             for title, figures in rates(contenders, rounds, seconds).items():
                 timed[title][measure] = figures
     return [
-        Found(row, settings[row.title], acknowledges[row.title], audits[row.title], taken[row.title], timed[row.title])
-        for row in rows
+        Found(row, settings[key], acknowledges[key], audits[key], taken[key], timed[key], refused[key])
+        for row, key in ((row, row.title) for row in rows)
     ]
 
 
@@ -185,47 +190,57 @@ def taken_at_kill(row: Contestant, directory: Path, numbers: Iterator[int], pati
         return "stays locked" if 7 in adapter.jobs() else "gone"
 
 
-def _pushing(row: Contestant, directory: Path, stack: ExitStack) -> Contender:
+def _pushing(row: Contestant, directory: Path, stack: ExitStack, refused: Counter[str]) -> Contender:
     adapter = stack.enter_context(closing(row.open(directory)))
-    return partial(_burst, adapter, itertools.count())
+    numbers = itertools.count()
+    return lambda: _sum([_burst(adapter, numbers)], ONLY["push"], refused)
 
 
-def _pushing_from_threads(row: Contestant, directory: Path, stack: ExitStack) -> Contender:
+def _pushing_from_threads(row: Contestant, directory: Path, stack: ExitStack, refused: Counter[str]) -> Contender:
     adapter = stack.enter_context(closing(row.open(directory)))
     pool = stack.enter_context(ThreadPoolExecutor(CALLERS))
     numbers = itertools.count()
-    return lambda: sum(pool.map(lambda _: _burst(adapter, numbers), range(CALLERS)))
+    return lambda: _sum(pool.map(lambda _: _burst(adapter, numbers), range(CALLERS)), ONLY["threads"], refused)
 
 
-def _pushing_from_processes(row: Contestant, directory: Path, stack: ExitStack) -> Contender:
+def _pushing_from_processes(row: Contestant, directory: Path, stack: ExitStack, refused: Counter[str]) -> Contender:
     row.open(directory).close()  # eight that make a directory at once is another question
-    pool = stack.enter_context(
-        ProcessPoolExecutor(CALLERS, multiprocessing.get_context("spawn"), _open_in_child, (row.open, directory))
-    )
-    sum(pool.map(_burst_in_child, range(CALLERS)))  # they are all there before anything is timed
-    return lambda: sum(pool.map(_burst_in_child, range(CALLERS)))
+    spawn = multiprocessing.get_context("spawn")
+    pool = stack.enter_context(ProcessPoolExecutor(CALLERS, spawn, _open_in_child, (row.open, directory)))
+    list(pool.map(_burst_in_child, range(CALLERS)))  # they are all there before anything is timed
+    return lambda: _sum(pool.map(_burst_in_child, range(CALLERS)), ONLY["processes"], refused)
 
 
-def _cycling(row: Contestant, directory: Path, stack: ExitStack) -> Contender:
+def _cycling(row: Contestant, directory: Path, stack: ExitStack, refused: Counter[str]) -> Contender:
     adapter = stack.enter_context(closing(row.open(directory)))
     return partial(_cycles, adapter, itertools.count())
 
 
-def _working(row: Contestant, directory: Path, stack: ExitStack) -> Contender:
+def _working(row: Contestant, directory: Path, stack: ExitStack, refused: Counter[str]) -> Contender:
     adapter = stack.enter_context(closing(row.open(directory)))
     return partial(_worked, adapter)
 
 
-#: measure -> what makes its contender
-MEASURING: dict[str, Callable[[Contestant, Path, ExitStack], Contender]] = dict(
+#: measure -> what makes its contender, and counts what was refused
+MEASURING: dict[str, Callable[[Contestant, Path, ExitStack, Counter[str]], Contender]] = dict(
     zip(MEASURES, (_pushing, _pushing_from_threads, _pushing_from_processes, _cycling, _working), strict=True)
 )
 
 
 def _burst(adapter: Adapter, numbers: Iterator[int]) -> int:
+    """How many of a burst of pushes returned; one that raises, as a library whose lock was not to be had, did not."""
+    done = 0
     for _ in range(BURST):
-        adapter.push(next(numbers))
-    return BURST
+        with contextlib.suppress(Exception):
+            adapter.push(next(numbers))
+            done += 1
+    return done
+
+
+def _sum(bursts: Iterable[int], measure: str, refused: Counter[str]) -> int:
+    done = list(bursts)
+    refused[measure] += BURST * len(done) - sum(done)
+    return sum(done)
 
 
 def _cycles(adapter: Adapter, numbers: Iterator[int]) -> int:
@@ -302,10 +317,12 @@ def verdicts_of(found: Sequence[Found]) -> list[list[str]]:
             if not is_peer or (floor.measure in CYCLES and not peer.acknowledges):
                 continue
             figures = {"ours": ours.figures[floor.measure], "theirs": peer.figures[floor.measure]}
+            head, least = [floor.measure, peer.contestant.title], f"{floor.times:g}"
+            if not all(figures["theirs"]):
+                lines.append([*head, "it refused every push of a round", least, "held"])
+                continue
             spread = ratio(figures, "ours", "theirs")
-            lines.append(
-                [floor.measure, peer.contestant.title, times(spread), f"{floor.times:g}", verdict(spread, floor.times)]
-            )
+            lines.append([*head, times(spread), least, verdict(spread, floor.times)])
     return lines
 
 
@@ -371,6 +388,8 @@ def _figure(row: Found, measure: str) -> str:
         return "one process"
     spread = Spread.of(row.figures[measure])
     said = f"{spread.median:,.0f} ({spread.low:,.0f}–{spread.high:,.0f})"
+    if row.refused[measure]:
+        said += f", {row.refused[measure]:,} refused"
     return f"{said}, {NO_ACK}" if measure in CYCLES and not row.acknowledges else said
 
 

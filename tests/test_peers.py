@@ -3,6 +3,8 @@
 import io
 import itertools
 import re
+import sqlite3
+from collections import Counter
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ def found(name: str, setting: str, audit: Audit = KEPT, *, acknowledges: bool = 
     """A row that was measured, with one figure in each of three rounds."""
     row = Contestant(name, setting, "", partial(BareSQLite, synchronous="FULL"))
     measured = {measure: [figures[short]] * 3 for short, measure in peers.ONLY.items() if short in figures}
-    return Found(row, "wal, FULL", acknowledges, audit, "comes back", measured)
+    return Found(row, "wal, FULL", acknowledges, audit, "comes back", measured, Counter())
 
 
 def ours(**figures: float) -> Found:
@@ -97,7 +99,8 @@ def test_a_short_run_measures_and_audits_every_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("measure", peers.MEASURES)
 def test_every_measure_counts_what_it_pushed(measure: str, tmp_path: Path) -> None:
     with ExitStack() as stack:
-        contender = peers.MEASURING[measure](FULL, tmp_path, stack)
+        refused: Counter[str] = Counter()
+        contender = peers.MEASURING[measure](FULL, tmp_path, stack, refused)
         counted = contender() + contender()
     with closing(FULL.open(tmp_path)) as adapter:
         left = len(adapter.jobs())
@@ -109,6 +112,31 @@ def test_every_measure_counts_what_it_pushed(measure: str, tmp_path: Path) -> No
         assert counted == 2 * peers.BURST * (1 if "1 caller" in measure else peers.CALLERS)
         warm_up = peers.CALLERS * peers.BURST if "processes" in measure else 0
         assert left == counted + warm_up
+    assert refused.total() == 0
+
+
+def test_pushes_that_a_queue_refuses_are_counted_and_not_timed(tmp_path: Path) -> None:
+    class Busy(BareSQLite):
+        def push(self, number: int) -> None:
+            if number % 4 == 0:
+                raise sqlite3.OperationalError("database is locked")
+            super().push(number)
+
+    busy = Contestant("a busy one", "", "", partial(Busy, synchronous="OFF"))
+    refused: Counter[str] = Counter()
+    with ExitStack() as stack:
+        done = peers.MEASURING["push, 1 caller"](busy, tmp_path, stack, refused)()
+    row = found("a busy one", "", push=30)._replace(refused=refused)
+    heads, (cells,) = peers.lines_of([row], [])
+
+    assert (done, refused["push, 1 caller"]) == (peers.BURST * 3 // 4, peers.BURST // 4)
+    assert cells[heads.index("push, 1 caller, /s")] == "30 (30–30), 5 refused"
+
+
+def test_a_peer_that_refused_everything_for_a_round_is_no_division_by_zero() -> None:
+    (line,) = peers.verdicts_of([ours(push=10), found("locked", "out", push=0)])
+
+    assert line == ["push, 1 caller", "locked, out", "it refused every push of a round", "0.6", "held"]
 
 
 def test_a_job_taken_at_kill_9_comes_back_stays_locked_or_is_gone(tmp_path: Path) -> None:
