@@ -4,12 +4,15 @@ Each queue here is as small as can be, and each does, or leaves out, one thing t
 """
 
 import contextlib
+import inspect
 import os
 import sqlite3
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -316,6 +319,42 @@ def test_the_frame_has_one_row_a_crash_kind() -> None:
     ]  # fmt: skip
 
 
+def test_the_example_in_the_docstring_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """With a queue that has the verbs of litequeue, and its settings."""
+
+    class LiteQueue:
+        def __init__(self, path: Path) -> None:
+            self._connection = sqlite3.connect(path, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = wal").fetchall()
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.execute("CREATE TABLE IF NOT EXISTS queue (data TEXT)")
+
+        def put(self, data: str) -> None:
+            self._connection.execute("INSERT INTO queue VALUES (?)", (data,))
+
+        def pop(self) -> SimpleNamespace | None:
+            statement = "DELETE FROM queue WHERE rowid = (SELECT min(rowid) FROM queue) RETURNING data"
+            row = self._connection.execute(statement).fetchone()
+            return SimpleNamespace(data=row[0]) if row else None
+
+        def close(self) -> None:
+            self._connection.close()
+
+    documented = inspect.cleandoc(audit.__doc__ or "").splitlines()
+    example = [line for line in documented if line.startswith("    ") or not line]
+    exec(textwrap.dedent("\n".join(example)), {"audit": audit, "LiteQueue": LiteQueue})
+
+    assert capsys.readouterr().out.startswith("loses up to 100 of 100 acknowledged pushes")
+
+
+def test_strict_names_take_a_file_whose_directory_nobody_synced() -> None:
+    def safe(names: str) -> bool:
+        return audit(appended(syncs=lambda fd: os.fsync(fd)), lines, names=names).ok
+
+    assert safe("journalled")
+    assert not safe("strict")
+
+
 def test_a_sqlite_that_cannot_be_seen_is_refused() -> None:
     code = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('CREATE TABLE queue (job)'); c.commit()"
 
@@ -335,6 +374,8 @@ def test_a_wrong_argument_is_refused_before_anything_runs() -> None:
         audit(workload, rows, kinds=["flood"])
     with pytest.raises(ValueError, match="kinds: expected at least one"):
         audit(workload, rows, kinds=[])
+    with pytest.raises(ValueError, match="names: expected one of journalled, strict; got 'fat'"):
+        audit(workload, rows, names="fat")
     with pytest.raises(ValueError, match="cuts: expected at least 1, got 0"):
         audit(workload, rows, cuts=0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rqlab.simulation.other_files import OtherFiles
-from rqlab.simulation.platter import CRASH_KINDS, Cut, Platter
+from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
 from rqlab.simulation.recorder import Kind, Operation, Recorder
 from rqlab.simulation.recovery import laid_out, scratch_directory
 
@@ -90,6 +90,7 @@ def audit(
     survivors: Callable[[Path], Iterable[Hashable]],
     *,
     kinds: Sequence[str] = KINDS,
+    names: str = "journalled",
     cuts: int = 200,
     seed: int = 0,
 ) -> Audit:
@@ -116,23 +117,27 @@ def audit(
     that directory and gives the jobs that are in it, at best through the library itself. No cut touches a real disk;
     no root is needed.
 
-    `kinds` are rows of CRASH_KINDS; left out, those that a healthy disk and file system can do. `cuts` is how many are
-    made of each: at every operation if there are fewer, else at an even sample of them and at the moments before a
-    sync, when most is at stake. `seed` draws what survives of unsynced writes: the same seed, the same cuts.
+    `kinds` are rows of CRASH_KINDS; left out, those that a healthy disk and file system can do. `names` is a row of
+    NAME_MODELS; left out, new and deleted names become safe as on ext4 and xfs. `cuts` is how many are made of each
+    kind: at every operation if there are fewer, else at an even sample of them and at the moments before a sync, when
+    most is at stake. `seed` draws what survives of unsynced writes: the same seed, the same cuts.
 
     A workload should be long enough for the loss that it looks for: SQLite in WAL mode with synchronous=NORMAL syncs
     once in some 1 000 pages, so after 50 pushes it has lost at most 50.
 
     Files that SQLite does not write are looked for too, and are safe when os.fsync or os.fdatasync was called on them.
-    Not seen are: syncs by other means, writes through O_SYNC, and anything another process writes.
+    Not seen are syncs by other means (`from os import fsync` is one), O_SYNC, and what another process does: such a
+    queue is said to lose more than it does.
 
-    Raises ValueError for a job that was yielded twice, for none, and for an unknown kind; RecorderUnavailable where
-    SQLite's writes cannot be seen: in this Python, or because the library brings a SQLite of its own.
+    Raises ValueError for a job that was yielded twice, for none, and for a row that is not there; RecorderUnavailable
+    where SQLite's writes cannot be seen: in this Python, or because the library brings a SQLite of its own.
     """
     if not kinds:
         raise ValueError(f"kinds: expected at least one of {', '.join(CRASH_KINDS)}; got none")
     if unknown := [kind for kind in kinds if kind not in CRASH_KINDS]:
         raise ValueError(f"kinds: expected some of {', '.join(CRASH_KINDS)}; got {', '.join(map(repr, unknown))}")
+    if names not in NAME_MODELS:
+        raise ValueError(f"names: expected one of {', '.join(NAME_MODELS)}; got {names!r}")
     if cuts < 1:
         raise ValueError(f"cuts: expected at least 1, got {cuts}")
     with scratch_directory() as directory:
@@ -142,7 +147,7 @@ def audit(
     with scratch_directory() as scratch:
         for at in moments(operations, cuts):
             for kind in kinds:
-                losses.append(_judge(platter, Cut(at, kind, seed=seed), returned, survivors, scratch))
+                losses.append(_judge(platter, Cut(at, kind, names, seed), returned, survivors, scratch))
     syncs = sum(each.kind is Kind.SYNC for each in operations)
     return Audit(tuple(losses), len(returned), len(operations), syncs)
 
