@@ -53,8 +53,11 @@ class Adapter:
     def recover(self) -> None:
         """Whatever the library offers to bring back what a dead worker had taken."""
 
+    def flush(self) -> None:
+        """Wait until what was pushed and taken is safe, where the library has a call for it."""
+
     def tidy(self) -> None:
-        """Forget finished jobs, as the library's documentation says to."""
+        """Forget finished jobs, where the library has a call for it."""
 
     def close(self) -> None:
         """Close it as a program does that ends well."""
@@ -106,6 +109,9 @@ class RQLab(Acknowledging):
 
     def recover(self) -> None:
         self._rq.tick()
+
+    def flush(self) -> None:
+        self._rq.flush()
 
     def close(self) -> None:
         self._rq.close()

@@ -180,6 +180,7 @@ def taken_at_kill(row: Contestant, directory: Path, numbers: Iterator[int], pati
     with closing(row.open(before)) as adapter:
         adapter.push(7)
         adapter.take()
+        adapter.flush()
         shutil.copytree(before, after, ignore=shutil.ignore_patterns("*-shm"), dirs_exist_ok=True)
     with closing(row.open(after)) as adapter:
         until = time.monotonic() + patience
