@@ -43,6 +43,10 @@ class Adapter:
         """The one that pushes; None if there is none."""
         return None
 
+    def for_thread(self) -> "Adapter":
+        """What one more thread of this process uses: this very object, unless the library wants one a thread."""
+        return self
+
     def run(self, count: int) -> None:
         """Run so many jobs as the library's own worker does; where it has none, take and acknowledge each."""
         for _ in range(count):
@@ -161,7 +165,12 @@ class PersistQueue(Acknowledging):
         self._queue.put(data(number))
 
     def take(self) -> Any:
-        return self._queue.get(raw=True) if self._queue.size else None  # with block=False it raises where it is empty
+        from persistqueue import Empty
+
+        try:
+            return self._queue.get(block=False, raw=True)
+        except Empty:
+            return None
 
     def number_of(self, taken: Any) -> int:
         return int(taken["data"]["number"])
@@ -188,9 +197,13 @@ class LiteQueue(Acknowledging):
     def __init__(self, directory: Path, synchronous: str | None = None) -> None:
         from litequeue import LiteQueue as Library
 
+        self._again = partial(LiteQueue, directory, synchronous)
         self._queue = Library(directory / "litequeue.db")
         if synchronous:
             self._queue.conn.execute(f"PRAGMA synchronous = {synchronous}")
+
+    def for_thread(self) -> "LiteQueue":
+        return self._again()  # to pop is a transaction of its connection
 
     def push(self, number: int) -> None:
         self._queue.put(json.dumps(data(number)))

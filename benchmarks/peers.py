@@ -35,6 +35,7 @@ BURST = 20  # operations between two looks at the clock
 WORKED = 100  # jobs that a worker finds when it is started
 CALLERS = 8
 AUDITED_PUSHES = 300  # a NORMAL queue syncs about once in so many
+LEAST_CUTS = 20  # of each crash kind; a floor is held only against rows whose audit lost nothing
 README = Path(__file__).with_name("README.md")
 RESULTS = ("<!-- RESULTS: written by python -m benchmarks.peers --write -->", "<!-- /RESULTS -->")
 NO_ACK = "no acknowledgement"
@@ -71,9 +72,10 @@ ONLY = {
     "processes": f"push, {CALLERS} processes",
     "cycle": "job cycle, by hand",
     "worker": "job cycle, its worker",
+    "cycles": f"job cycle, {CALLERS} threads",
 }
 MEASURES = tuple(ONLY.values())
-CYCLES = (ONLY["cycle"], ONLY["worker"])
+CYCLES = (ONLY["cycle"], ONLY["worker"], ONLY["cycles"])
 FLOORS = (Floor(ONLY["push"], 0.6), Floor(ONLY["threads"], 1.0), *(Floor(cycle, 1.0) for cycle in CYCLES))
 OURS = "rqlab, durable"
 
@@ -89,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cuts", type=int, default=200, help="audited cuts of each crash kind; 200 if not given")
     parser.add_argument("--write", action="store_true", help="put the results into benchmarks/README.md")
     given = parser.parse_args(arguments)
+    if given.cuts < LEAST_CUTS:
+        parser.error(f"--cuts: expected at least {LEAST_CUTS}, got {given.cuts}: fewer miss what a queue loses")
     if given.write and given.only:
         parser.error("--write wants every measure: leave --only out")
     logging.getLogger("rqlab").setLevel(logging.ERROR)  # the stall of a job that was taken is meant
@@ -223,9 +227,30 @@ def _working(row: Contestant, directory: Path, stack: ExitStack, refused: Counte
     return partial(_worked, adapter)
 
 
+def _cycling_in_threads(row: Contestant, directory: Path, stack: ExitStack, refused: Counter[str]) -> Contender:
+    adapter = stack.enter_context(closing(row.open(directory)))
+    pool = stack.enter_context(ThreadPoolExecutor(CALLERS))
+    theirs = [adapter.for_thread() for _ in range(CALLERS)]
+    for each in theirs:
+        if each is not adapter:
+            stack.callback(each.close)
+
+    def cycle() -> int:
+        done = list(pool.map(_cycles_among_others, theirs))
+        refused[ONLY["cycles"]] += BURST * CALLERS - sum(done)
+        adapter.tidy()
+        return sum(done)
+
+    return cycle
+
+
 #: measure -> what makes its contender, and counts what was refused
 MEASURING: dict[str, Callable[[Contestant, Path, ExitStack, Counter[str]], Contender]] = dict(
-    zip(MEASURES, (_pushing, _pushing_from_threads, _pushing_from_processes, _cycling, _working), strict=True)
+    zip(
+        MEASURES,
+        (_pushing, _pushing_from_threads, _pushing_from_processes, _cycling, _working, _cycling_in_threads),
+        strict=True,
+    )
 )
 
 
@@ -257,6 +282,19 @@ def _cycles(adapter: Adapter, numbers: Iterator[int]) -> int:
         if number % TIDY_EVERY == TIDY_EVERY - 1:
             adapter.tidy()
     return BURST
+
+
+def _cycles_among_others(adapter: Adapter) -> int:
+    """The same, but the job may be another thread's. How many came to their end: a locked library raises."""
+    done = 0
+    for number in range(BURST):
+        with contextlib.suppress(Exception):
+            adapter.push(number)
+            taken = adapter.take()
+            if isinstance(adapter, Acknowledging) and taken is not None:
+                adapter.ack(taken)
+            done += taken is not None
+    return done
 
 
 def _worked(adapter: Adapter) -> int:

@@ -106,7 +106,8 @@ def test_every_measure_counts_what_it_pushed(measure: str, tmp_path: Path) -> No
         left = len(adapter.jobs())
 
     if measure in peers.CYCLES:
-        assert counted == 2 * (peers.WORKED if "worker" in measure else peers.BURST)
+        a_call = {"worker": peers.WORKED, "cycle": peers.BURST, "cycles": peers.BURST * peers.CALLERS}
+        assert counted == 2 * next(jobs for name, jobs in a_call.items() if peers.ONLY[name] == measure)
         assert left == 0
     else:
         assert counted == 2 * peers.BURST * (1 if "1 caller" in measure else peers.CALLERS)
@@ -220,6 +221,13 @@ def test_the_tables_can_be_printed_and_written() -> None:
         assert "0.90 (0.90–0.90)" in text
     assert "loses up to 7 of 9 acknowledged pushes" in written
     assert {line.count("|") for line in written.splitlines() if line.startswith("| peer")} == {8}
+
+
+def test_an_audit_too_small_to_find_a_loss_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peers.main(["--cuts", "1"])
+
+    assert "expected at least 20, got 1" in capsys.readouterr().err
 
 
 def test_the_results_are_put_between_their_marks_and_nowhere_else() -> None:
