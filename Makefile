@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check bench fixtures results clean
+.PHONY: demo test torture check bench peers fixtures results clean
 
 demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 	$(BIN)/rqlab demo
@@ -23,6 +23,10 @@ check: $(VENV)/.tests
 
 bench: $(VENV)/.tests  ## ratios within one run, medians and spread
 	$(BIN)/python -m benchmarks
+
+peers: $(VENV)/.tests  ## other queues beside ours, and what each loses: rewrites the results in benchmarks/README.md
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	$(BIN)/python -m benchmarks.peers --write
 
 fixtures: $(VENV)/.tests  ## a new fixtures/queues/vN, when the format number has risen
 	$(BIN)/python -m fixtures

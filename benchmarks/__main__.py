@@ -1,10 +1,7 @@
 """`python -m benchmarks`: the floors that the design promises, and what this machine gives."""
 
 import argparse
-import os
-import platform
 import sqlite3
-import statistics
 import tempfile
 import threading
 import time
@@ -18,6 +15,7 @@ from rich.table import Table
 
 import rqlab
 from benchmarks.big import big_store
+from benchmarks.machine import machine
 from benchmarks.modes import modes
 from benchmarks.rounds import Contender, Spread, rates, ratio
 
@@ -39,7 +37,7 @@ def main() -> None:
     console = Console(width=110)
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rqlab-bench-", dir=given.directory)))
-        console.print(_machine(directory))
+        console.print(machine(directory))
         if given.only in (None, "durable"):
             console.print(_durable(directory, given.rounds, given.seconds))
         if given.only in (None, "modes"):
@@ -169,22 +167,6 @@ def _table(title: str, *columns: str) -> Table:
 def _rate(figures: list[float]) -> str:
     spread = Spread.of(figures)
     return f"{spread.median:,.0f} ({spread.low:,.0f}-{spread.high:,.0f})"
-
-
-def _machine(directory: Path) -> str:
-    started, path = [], directory / "fsync"
-    with path.open("wb") as file:
-        for _ in range(50):
-            before = time.perf_counter()
-            file.write(b"x" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-            started.append(time.perf_counter() - before)
-    path.unlink()
-    return (
-        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, "
-        f"SQLite {sqlite3.sqlite_version}; fsync of 4 KiB: median {statistics.median(started) * 1e6:.0f} us"
-    )
 
 
 if __name__ == "__main__":

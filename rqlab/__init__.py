@@ -9,6 +9,9 @@
 `rqlab.open` and `rqlab.memory` give a `Queues`, the front door; every public name is listed below.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from rqlab.durability import MODES, Mode
 from rqlab.errors import (
     DeadLetter,
@@ -32,15 +35,29 @@ from rqlab.executors import Context
 from rqlab.housekeeping import Retention
 from rqlab.job import Backoff, Counts, Delivery, Job, Outcome, State
 from rqlab.lifecycle import TRANSITIONS, Change, Event
-from rqlab.measurement import Measurement, measure
 from rqlab.queues import Queues, memory, open  # like shelve.open and dbm.open
 from rqlab.schedule import Schedule
 
+if (
+    TYPE_CHECKING
+):  # the laboratory is imported at first use: `import rqlab` takes 0.1 s, and an application needs no more
+    from rqlab.measurement import Measurement, measure
+    from rqlab.simulation.audit import Audit, audit
+
 __version__ = "0.1.0"
+
+#: The laboratory: where each of its names is found.
+LABORATORY = {
+    "Audit": "rqlab.simulation.audit",
+    "Measurement": "rqlab.measurement",
+    "audit": "rqlab.simulation.audit",
+    "measure": "rqlab.measurement",
+}
 
 __all__ = [
     "MODES",
     "TRANSITIONS",
+    "Audit",
     "Backoff",
     "Change",
     "Context",
@@ -71,7 +88,20 @@ __all__ = [
     "StoreFull",
     "StoreLocked",
     "ValidationError",
+    "audit",
     "measure",
     "memory",
     "open",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in LABORATORY:
+        raise AttributeError(f"module 'rqlab' has no attribute {name!r}")
+    found: object = getattr(import_module(LABORATORY[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

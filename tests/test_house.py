@@ -96,8 +96,11 @@ def test_the_floors_hold() -> None:
 
 
 def test_no_import_goes_round_the_floors_for_types() -> None:
-    """What is imported under TYPE_CHECKING is none of ours: else the thing lives on the wrong floor."""
-    for path in FILES:
+    """What is imported under TYPE_CHECKING is none of ours: else the thing lives on the wrong floor.
+
+    The package itself stands above all floors: there it is for names that are imported at first use.
+    """
+    for path in set(FILES) - {ROOT / "__init__.py"}:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
                 for inner in node.body:

@@ -4,6 +4,7 @@ Between two syncs a disk may do as it likes with what it was given; a crash kind
 and names, not what is in them, and draws every number from the cut's own seed: the same cut is the same image.
 """
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -236,8 +237,12 @@ class Platter:
                     self._sync_names(with_directory=True)
             case Kind.WRITE | Kind.TRUNCATE:
                 self._names[operation.name].unsynced.append(operation)
+            case Kind.RENAME:
+                self._name(os.fsdecode(operation.payload), self._names[operation.name])
+                self._name(operation.name, None)
             case Kind.SYNC:
-                self._names[operation.name].sync()
+                if operation.name in self._names:  # else it is the directory's own
+                    self._names[operation.name].sync()
                 self._sync_names(with_directory=operation.with_names)
             case Kind.OPEN:
                 pass

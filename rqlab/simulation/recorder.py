@@ -27,7 +27,7 @@ class RecorderUnavailable(RQLabError):
 
 
 class Kind(StrEnum):
-    """What SQLite asks of a disk. Reads and locks leave no trace on it and are not written down."""
+    """What a disk is asked for. Reads and locks leave no trace on it and are not written down."""
 
     OPEN = "open"  #: of a file that is there
     CREATE = "create"
@@ -35,6 +35,7 @@ class Kind(StrEnum):
     TRUNCATE = "truncate"
     SYNC = "sync"
     DELETE = "delete"
+    RENAME = "rename"  #: SQLite never does; the payload is the new name
 
 
 class Operation(NamedTuple):
@@ -72,6 +73,7 @@ ERRORS: dict[str, dict[Kind, int]] = {
         Kind.TRUNCATE: 13,
         Kind.SYNC: 13,
         Kind.DELETE: 2570,  # IOERR_DELETE
+        Kind.RENAME: 10,  # IOERR; SQLite has no code for what it never does
     },
     "I/O error": {
         Kind.OPEN: 14,
@@ -80,6 +82,7 @@ ERRORS: dict[str, dict[Kind, int]] = {
         Kind.TRUNCATE: 1546,  # IOERR_TRUNCATE
         Kind.SYNC: 1034,  # IOERR_FSYNC
         Kind.DELETE: 2570,
+        Kind.RENAME: 10,
     },
 }
 OK = 0
@@ -131,6 +134,7 @@ class Recorder:
         self.real_fsync = real_fsync
         self.stop_at = stop_at
         self.faults = faults  #: may be replaced at any time
+        self.before_operation: Callable[[], None] | None = None  #: called before each; may add operations of its own
         self.is_stopped = False
         self.operations: list[Operation] = []
         self.stamps: list[float] = []  #: of each operation, what `stamp` said as it was asked for
@@ -141,7 +145,7 @@ class Recorder:
         self._backends = BACKENDS if backend is None else (backend,)
         self._installed: Backend | None = None
         self.backend: str | None = None  #: the row of BACKENDS that is at work, or was
-        self._lock = threading.RLock()  # two connections: an operation and its line in the log are one step
+        self.lock = threading.RLock()  #: two connections: an operation and its line in the log are one step
 
     @property
     def recording(self) -> Recording:
@@ -202,7 +206,7 @@ class Recorder:
 
     def open(self, name: str, do: Callable[[], int]) -> int:
         """Perform the opening of a file. One that somebody else has made since we began is new to the disk too."""
-        with self._lock:
+        with self.lock:
             is_known = name in self._known
             code = self.perform(Operation(Kind.OPEN if is_known else Kind.CREATE, name), do)
             if code == OK and not is_known:
@@ -214,7 +218,7 @@ class Recorder:
 
     def delete(self, name: str, syncs_names: bool, do: Callable[[], int]) -> int:
         """Perform the deletion of a file."""
-        with self._lock:
+        with self.lock:
             code = self.perform(Operation(Kind.DELETE, name, with_names=syncs_names), do)
             if code == OK:
                 self._known.discard(name)
@@ -222,7 +226,9 @@ class Recorder:
 
     def perform(self, operation: Operation, do: Callable[[], int]) -> int:
         """Do it and write it down, or refuse it; SQLite's result code."""
-        with self._lock:
+        with self.lock:
+            if self.before_operation is not None:
+                self.before_operation()
             if self.stop_at is not None and len(self.operations) >= self.stop_at:
                 self.is_stopped = True
             if self.is_stopped:

@@ -112,14 +112,15 @@ def laid_out(platter: Platter, cut: Cut, scratch: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory)
+        shutil.rmtree(directory, ignore_errors=True)  # an audited library may yet be closing its files
 
 
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
     """A directory for as long as the block runs, in memory where the system can."""
     in_memory = MEMORY_DIRECTORY.is_dir() and os.access(MEMORY_DIRECTORY, os.W_OK)
-    with tempfile.TemporaryDirectory(prefix="rqlab-", dir=MEMORY_DIRECTORY if in_memory else None) as path:
+    where = MEMORY_DIRECTORY if in_memory else None
+    with tempfile.TemporaryDirectory(prefix="rqlab-", dir=where, ignore_cleanup_errors=True) as path:
         yield Path(path).resolve()
 
 
