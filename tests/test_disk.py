@@ -180,7 +180,7 @@ def test_an_index_of_expiry_times_that_nobody_writes_costs_no_page(
 ) -> None:
     with monkeypatch.context() as patch:
         if not cured:
-            patch.setattr(disk_module, "_shrink_expiry_index", lambda connection: None)
+            patch.setattr(disk_module, "_spare_what_nobody_reads", lambda connection: None)
         with closing(DiskStore(tmp_path)) as store:
             put(store, job(1))
             assert bool(indexed(store)) is not cured
@@ -189,6 +189,31 @@ def test_an_index_of_expiry_times_that_nobody_writes_costs_no_page(
 
         assert indexed(store) == 0
         assert line(store, "a") == [1, 2]
+
+
+@pytest.mark.parametrize("cured", [True, False])
+def test_what_diskcache_counts_and_nobody_reads_costs_no_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cured: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        if not cured:
+            patch.setattr(disk_module, "_spare_what_nobody_reads", lambda connection: None)
+        with closing(DiskStore(tmp_path)) as store:
+            put(store, job(1), job(2))
+            assert (entries_that_diskcache_counts(store) == 1) is cured, (
+                "1: what it wrote itself as the directory was made"
+            )
+    with closing(DiskStore(tmp_path)) as store:
+        before = entries_that_diskcache_counts(store)
+        put(store, job(3))
+
+        assert entries_that_diskcache_counts(store) == before
+        assert line(store, "a") == [1, 2, 3]
+
+
+def entries_that_diskcache_counts(store: DiskStore) -> int:
+    (count,) = store._connection.execute("SELECT value FROM Settings WHERE key = 'count'").fetchone()
+    return int(count)
 
 
 def indexed(store: DiskStore) -> int:

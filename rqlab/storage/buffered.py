@@ -15,7 +15,7 @@ from typing import TypeVar
 from rqlab.errors import RQLabError, StoreError
 from rqlab.storage import Transaction
 from rqlab.storage.disk import MAX_BATCH, Batch, DiskStore
-from rqlab.storage.entries import KEPT, counter_rows, in_our_words
+from rqlab.storage.entries import KEPT, in_our_words
 
 T = TypeVar("T")
 
@@ -166,7 +166,7 @@ class BufferedStore(DiskStore):
             self._is_whole = False
             if self._open_batches:
                 self._begin()
-                self._store(counter_rows(self._open_batches[-1].counters))
+                self._store_counters(self._open_batches[-1].counters)
             if self._connection.in_transaction:
                 self._connection.execute("COMMIT")
         except Exception as error:

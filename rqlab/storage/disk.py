@@ -18,7 +18,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -31,6 +31,7 @@ from rqlab.storage.entries import (
     FORMAT_KEY,
     KEPT,
     NOTHING,
+    UPSERT_IN_PLACE,
     Raw,
     Reads,
     Row,
@@ -241,8 +242,8 @@ class DiskStore(Reads):
         try:
             with self._connection:  # in C: whatever ends this block, an interrupt too, ends in COMMIT or ROLLBACK
                 self._connection.execute("BEGIN IMMEDIATE")
-                gone, rows = self._run_works(batch)
-                self._apply((gone, rows + counter_rows(batch.counters)))
+                self._apply(self._run_works(batch))
+                self._store_counters(batch.counters)
                 # One call into C: no interrupt comes between the commit and the note that it was done.
                 batch.committed.extend(map(self._connection.execute, ("COMMIT",)))
         except Exception as error:  # noqa: BLE001  # everybody's, and raised there
@@ -286,6 +287,10 @@ class DiskStore(Reads):
     def _store(self, rows: list[Row]) -> None:
         for chunk in chunks(rows):
             self._connection.execute(upsert(len(chunk)), tuple(chain.from_iterable(chunk)))
+
+    def _store_counters(self, counters: Mapping[str, Mapping[str, int]]) -> None:
+        for row in counter_rows(counters):
+            self._connection.execute(UPSERT_IN_PLACE, row)
 
     def _totals(self, staged: Staged) -> dict[str, dict[str, int]]:
         """The counters of the queues that this work touched, as they are after it."""
@@ -414,7 +419,7 @@ class DiskStore(Reads):
                 if self._cache.get(FORMAT_KEY) is None:
                     self._cache.set(FORMAT_KEY, b"%d" % FORMAT)
                 self._cache._txn_id = None
-                _shrink_expiry_index(connection)
+                _spare_what_nobody_reads(connection)
             self._file = identity(self._database)
             _stores.add(self)
             is_open = True
@@ -541,12 +546,18 @@ def _set_pragmas(connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA checkpoint_fullfsync = 1")
 
 
-def _shrink_expiry_index(connection: sqlite3.Connection) -> None:
-    """diskcache indexes the expiry times that we never write: a page of each commit that adds an entry, of seven."""
+def _spare_what_nobody_reads(connection: sqlite3.Connection) -> None:
+    """Each of these cost a commit a page, of seven: an index of the expiry times that we never write, and the triggers
+    that count entries and bytes in diskcache's settings. They keep their names, so that diskcache makes no others.
+    """
     (made,) = connection.execute("SELECT sql FROM sqlite_master WHERE name = 'Cache_expire_time'").fetchone()
     if "WHERE" not in made:
         connection.execute("DROP INDEX Cache_expire_time")
         connection.execute("CREATE INDEX Cache_expire_time ON Cache(expire_time) WHERE expire_time IS NOT NULL")
+    for name, made in connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall():
+        if "WHEN 0" not in made:
+            connection.execute(f"DROP TRIGGER {name}")
+            connection.execute(f"CREATE TRIGGER {name} AFTER DELETE ON Cache WHEN 0 BEGIN SELECT 1; END")
 
 
 def _after_fork() -> None:

@@ -185,7 +185,7 @@ def deletions(job_ids: Iterable[str]) -> list[str]:
     return [key for job_id in job_ids for key in (job_id, DATA + job_id)]
 
 
-def counter_rows(counters: dict[str, dict[str, int]]) -> list[Row]:
+def counter_rows(counters: Mapping[str, Mapping[str, int]]) -> list[Row]:
     return [(COUNTERS + queue, COUNTERS + queue, _encode(counted)) for queue, counted in counters.items()]
 
 
@@ -196,6 +196,13 @@ def upsert(rows: int) -> str:
         f"INSERT INTO Cache(key, raw, store_time, access_time, tag, mode, value) VALUES {values}"
         " ON CONFLICT(key, raw) DO UPDATE SET tag = excluded.tag, value = excluded.value"
     )
+
+
+#: For an entry whose place never changes: setting a tag to what it is writes a page of its index.
+UPSERT_IN_PLACE = (
+    "INSERT INTO Cache(key, raw, store_time, access_time, tag, mode, value) VALUES (?, 1, 0, 0, ?, 1, ?)"
+    " ON CONFLICT(key, raw) DO UPDATE SET value = excluded.value"
+)
 
 
 @cache
