@@ -8,7 +8,7 @@ interrupted write is stored whole or not at all.
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from rqlab.errors import StoreError
@@ -16,7 +16,7 @@ from rqlab.job import Job
 from rqlab.storage import Transaction
 from rqlab.storage.line import Line
 from rqlab.storage.place import place, shelf, turn
-from rqlab.storage.staging import count_in, count_out
+from rqlab.storage.staging import count_in, count_new, count_out
 
 T = TypeVar("T")
 
@@ -244,6 +244,11 @@ class MemoryTransaction:
             self.tally(job.queue, job.state)  # all that count_in would do
         else:
             count_in(self, job, replacing)
+
+    def put_new(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.keep(job.id, job)
+        count_new(self, jobs)
 
     def delete(self, job: Job) -> None:
         self.keep(job.id, None)
