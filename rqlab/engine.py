@@ -8,7 +8,6 @@ together in one transaction: the record, its unique key, the counters, and the n
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -117,11 +116,12 @@ class Engine:
 
     # Producers.
 
+    def push_one(self, push: Push, job_id: str, now: int) -> str:
+        """Store a job under its new id; its id, or its key's holder's. DuplicateKey if its unique key is held."""
+        return self._write(lambda tx: _push(tx, push, job_id, now))
+
     def push(self, pushes: Sequence[tuple[Push, str]], now: int) -> list[str]:
         """Store all jobs under their new ids, or none; their ids. DuplicateKey if a unique key is held."""
-        if len(pushes) == 1:
-            ((push, job_id),) = pushes
-            return [self._write(partial(_push, push=push, job_id=job_id, now=now))]
         return self._write(lambda tx: _push_many(tx, pushes, now))
 
     # Workers.
