@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from rqlab.backoff import retry_in
 from rqlab.errors import InvalidState, LeaseLost
+from rqlab.fields import explained
 from rqlab.job import (
     MAX_ERROR_BYTES,
     MAX_HISTORY,
@@ -65,6 +66,7 @@ class Transition(NamedTuple):
     by: str
 
 
+@explained
 class Change(NamedTuple):
     """One event that happened to one job: what `on_change` callbacks get, after the commit."""
 

@@ -27,6 +27,7 @@ from msgspec.structs import replace
 
 from rqlab import arguments
 from rqlab.errors import ValidationError
+from rqlab.fields import explained
 
 #: What the first tick is.
 FIRST = {
@@ -52,6 +53,7 @@ EPOCH = datetime(1970, 1, 1)
 MILLISECOND = timedelta(milliseconds=1)
 
 
+@explained
 class Schedule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What to push, and when: a cron line or an interval; never both."""
 
