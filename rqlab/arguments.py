@@ -6,7 +6,7 @@ Every error says what was expected, what came and what to do; nothing has been c
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -87,11 +87,17 @@ def seconds(value: object, what: str, *, at_least: float = 0.0, above: float | N
 
 def choice(value: object, what: str, kind: type[Choice]) -> Choice:
     """A member of a closed set, given as the member or as its text."""
-    try:
-        return kind(value)  # type: ignore[arg-type]  # a wrong type is a ValueError, which is what we catch
-    except ValueError:
-        expected = ", ".join(repr(str(member)) for member in kind)
-        raise ValidationError(f"{what}: expected one of {expected}; got {shown(value)}") from None
+    if isinstance(value, str) and value in kind.__members__.values():
+        return kind(value)
+    expected = ", ".join(repr(str(member)) for member in kind)
+    raise ValidationError(f"{what}: expected one of {expected}; got {shown(value)}")
+
+
+def one_of(value: object, what: str, *texts: str) -> str:
+    """One of these texts."""
+    if isinstance(value, str) and value in texts:
+        return str.__str__(value)
+    raise ValidationError(f"{what}: expected {' or '.join(map(repr, texts))}; got {shown(value)}")
 
 
 def truth(value: object, what: str) -> bool:
@@ -114,7 +120,7 @@ def unique_key(value: object) -> str:
 
 
 def tags(value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if isinstance(value, str) or not isinstance(value, Iterable):
         raise ValidationError(f'tags: expected a list or tuple of text, such as ("urgent",); got {shown(value)}')
     labels = tuple(text(label, "tags", MAX_TAG_BYTES) for label in value)
     if len(labels) > MAX_TAGS:
@@ -124,7 +130,7 @@ def tags(value: object) -> tuple[str, ...]:
 
 def data(value: object) -> msgspec.Raw:
     """A job's data, encoded; at most 1 MiB."""
-    return NULL if value is None else encoded(value, "data", MAX_DATA_BYTES)
+    return encoded(value, "data", MAX_DATA_BYTES)
 
 
 def result(value: object) -> msgspec.Raw:
@@ -149,10 +155,10 @@ def encoded(value: object, what: str, max_bytes: int) -> msgspec.Raw:
     """
     try:
         raw = _encode(value)
-        same = _decode(raw) == value
+        same = (_decode(raw) == value) is True
     except Exception:  # noqa: BLE001  # also of a foreign __eq__; what it is, is looked at below
         same = False
-    if not same or _has_many_levels(raw):
+    if not same or (len(raw) > 2 * MAX_DEPTH and _has_many_levels(raw)):
         _refuse_depth(value, what)
     if not same:
         _refuse_what_is_not_json(value, what)
@@ -166,8 +172,8 @@ def encoded(value: object, what: str, max_bytes: int) -> msgspec.Raw:
 
 
 def _has_many_levels(raw: bytes) -> bool:
-    """Whether there are brackets enough to nest too deep: a quick look, for nearly all values the only one."""
-    return len(raw) > 2 * MAX_DEPTH and raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
+    """Whether there are brackets enough to nest too deep: a quick look."""
+    return raw.count(b"[") + raw.count(b"{") > MAX_DEPTH
 
 
 def _refuse_depth(value: Any, what: str) -> None:

@@ -6,6 +6,7 @@ together in one transaction: the record, its unique key, the counters, and the n
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -55,11 +56,14 @@ TOTALS: dict[Event, str] = {
     Event.REQUEUE: "requeued_total",
     Event.PURGE: "purged_total",
 }
+PUSHED = TOTALS[Event.PUSH]
+PUSH, EXPIRE = Event.PUSH, Event.EXPIRE  # finding a member in its class costs 0.06 us
 CHARGED = frozenset({Event.FAIL, Event.STALL, Event.TIME_OUT})
 
 #: Upper bounds, in seconds, of the buckets of the wait and run histograms; a last bucket has no bound.
 BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0, 3600.0)
 BUCKETS_MS = tuple(int(bound * 1000) for bound in BUCKETS)
+BUCKET_NAMES = {what: [f"{what}_bucket_{index}" for index in range(len(BUCKETS) + 1)] for what in ("wait", "run")}
 
 LISTED = (WAITING, DELAYED, ACTIVE, COMPLETED, DLQ, CANCELLED)
 
@@ -70,6 +74,12 @@ class Push(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     job: Job  #: without an id and without instants
     delay: float = 0.0  #: seconds
     return_holder: bool = False  #: on a unique key that is held: give its holder's id instead of raising
+    data: msgspec.Raw | None = None  #: the job's data, if not in `job`, which pushes of one kind share
+
+    @property
+    def whole(self) -> "Push":
+        """The same with its data in the job."""
+        return self if self.data is None else replace(self, job=replace(self.job, encoded_data=self.data), data=None)
 
 
 class Pull(msgspec.Struct, frozen=True, gc=False):
@@ -106,9 +116,13 @@ class Engine:
 
     # Producers.
 
+    def push_one(self, push: Push, job_id: str, now: int) -> str:
+        """Store a job under its new id; its id, or its key's holder's. DuplicateKey if its unique key is held."""
+        return self._write(lambda tx: _push(tx, push, job_id, now))
+
     def push(self, pushes: Sequence[tuple[Push, str]], now: int) -> list[str]:
         """Store all jobs under their new ids, or none; their ids. DuplicateKey if a unique key is held."""
-        return self._write(lambda tx: [_push(tx, push, job_id, now) for push, job_id in pushes])
+        return self._write(lambda tx: _push_many(tx, pushes, now))
 
     # Workers.
 
@@ -473,18 +487,49 @@ def decode_schedule(entry: bytes) -> Schedule:
 
 
 def _push(tx: Transaction, push: Push, job_id: str, now: int) -> str:
-    job = lifecycle.push(push.job, job_id, now, push.delay)
-    if job.unique_key is not None:
-        key = f"{UNIQUE}{job.queue}/{job.unique_key}"
-        holder = tx.entry(key)
-        if holder is not None:
-            if push.return_holder:
-                return holder.decode()
-            raise DuplicateKey(job.queue, job.unique_key, holder.decode())
-        tx.put_entry(key, job.id.encode())
+    job = lifecycle.push(push.job, job_id, now, push.delay, push.data)
+    holder = None if job.unique_key is None else _take_key(tx, job, push.return_holder)
+    if holder is not None:
+        return holder
     tx.put(job)
-    _tell(tx, Event.PUSH, job, now)
+    tx.tally(job.queue, PUSHED)
+    tx.emit((PUSH, job, now))
     return job.id
+
+
+def _push_many(tx: Transaction, pushes: Sequence[tuple[Push, str]], now: int) -> list[str]:
+    """As many pushes, with what they have in common done once."""
+    ids: list[str] = []
+    new: list[Job] = []
+    for push, job_id in pushes:
+        job = lifecycle.push(push.job, job_id, now, push.delay, push.data)
+        holder = None if job.unique_key is None else _take_key(tx, job, push.return_holder, new)
+        if holder is None:
+            new.append(job)
+        ids.append(holder or job_id)
+    tx.put_new(new)
+    for queue, count in Counter([job.queue for job in new]).items():
+        tx.tally(queue, PUSHED, count)
+    for job in new:
+        tx.emit((PUSH, job, now))
+    return ids
+
+
+def _take_key(tx: Transaction, job: Job, return_holder: bool, beside: Sequence[Job] = ()) -> str | None:
+    """Give the job its unique key, or, if that is held, return the holder's id, or raise DuplicateKey.
+
+    The jobs `beside` it are stored only if it is: an error names none of them.
+    """
+    assert job.unique_key is not None
+    key = f"{UNIQUE}{job.queue}/{job.unique_key}"
+    entry = tx.entry(key)
+    if entry is None:
+        tx.put_entry(key, job.id.encode())
+        return None
+    holder = entry.decode()
+    if return_holder:
+        return holder
+    raise DuplicateKey(job.queue, job.unique_key, None if any(each.id == holder for each in beside) else holder)
 
 
 def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
@@ -571,7 +616,7 @@ def _change(tx: Transaction, event: Event, old: Job, new: Job, now: int) -> Job:
             tx.delete_entry(key)
     if event in CHARGED:
         tx.tally(new.queue, "dead_lettered_total" if new.state is DLQ else "retried_total")
-    elif event is Event.EXPIRE:
+    elif event is EXPIRE:
         tx.tally(new.queue, "dead_lettered_total")
     _tell(tx, event, new, now)
     return new
@@ -581,12 +626,12 @@ def _tell(tx: Transaction, event: Event, job: Job, now: int) -> None:
     total = TOTALS.get(event)
     if total is not None:
         tx.tally(job.queue, total)
-    tx.emit((event, job, now))  # a Change, made when somebody listens: that costs a push 0.3 of its 9 us
+    tx.emit((event, job, now))  # a Change, made when somebody listens: that would cost a push 0.3 us
 
 
 def _observe(tx: Transaction, queue: str, what: str, duration_ms: int) -> None:
     """Put a duration into its bucket of a histogram; one that a clock made negative counts as none."""
-    tx.tally(queue, f"{what}_bucket_{bisect_left(BUCKETS_MS, duration_ms)}")
+    tx.tally(queue, BUCKET_NAMES[what][bisect_left(BUCKETS_MS, duration_ms)])
     if duration_ms > 0:
         tx.tally(queue, f"{what}_ms_total", duration_ms)
 

@@ -60,14 +60,20 @@ class LeaseLost(RQLabError):
 
 
 class DuplicateKey(RQLabError):
-    """Another job that is not finished holds this unique key; its id is `job_id`."""
+    """Another job that is not finished holds this unique key; its id is `job_id`.
 
-    def __init__(self, queue: str, unique_key: str, job_id: str, attempted: str = "push") -> None:
-        remedy = 'pass on_conflict="return" to get its id instead' if attempted == "push" else "cancel that one first"
-        super().__init__(
-            f"cannot {attempted} into {queue!r}: unique_key {unique_key!r} is held by job {job_id} until that job "
-            f"is completed, dead-lettered or cancelled; {remedy}"
-        )
+    It is None if both stood in one call of push_many: the other was not stored either.
+    """
+
+    def __init__(self, queue: str, unique_key: str, job_id: str | None, attempted: str = "push") -> None:
+        if job_id is None:
+            found = "stands twice in this call, which stores all of its jobs or none; it stored none"
+            remedy = 'give it once, or pass on_conflict="return" the second time to get the first one\'s id'
+        else:
+            found = f"is held by job {job_id} until that job is completed, dead-lettered or cancelled"
+            is_push = attempted == "push"
+            remedy = 'pass on_conflict="return" to get its id instead' if is_push else "cancel that one first"
+        super().__init__(f"cannot {attempted} into {queue!r}: unique_key {unique_key!r} {found}; {remedy}")
         self.queue = queue
         self.unique_key = unique_key
         self.job_id = job_id

@@ -8,7 +8,7 @@ milliseconds run ahead of the clock instead, so ids of one process rise strictly
 import threading
 from collections.abc import Callable
 
-COUNTER_BITS = 12
+COUNTERS = 2**12
 START_BITS = 9  # the counter starts below 512: at least 3 584 ids fit into each millisecond
 
 
@@ -26,13 +26,20 @@ class Ids:
     def draw(self, now: int) -> str:
         """A new id at `now` (milliseconds since the epoch), above every id this instance has drawn."""
         with self._lock:
-            if now > self._millisecond:
-                self._start(now)
-            else:
-                self._counter += 1
-                if self._counter >> COUNTER_BITS:
-                    self._start(self._millisecond + 1)
-            return f"{self._head}{self._counter:03x}{self._tail}"
+            self._advance(now)
+            return f"{self._head}{'%03x' % self._counter}{self._tail}"  # noqa: UP031  # half the time of `:03x`
+
+    def draw_many(self, now: int, count: int) -> list[str]:
+        """As many calls of `draw`, under one lock."""
+        drawn: list[str] = []
+        with self._lock:
+            while len(drawn) < count:
+                self._advance(now)
+                numbers = range(self._counter, min(self._counter + count - len(drawn), COUNTERS))
+                self._counter = numbers[-1]  # used up before any is given out: an interrupt may not bring one twice
+                head, tail = self._head, self._tail
+                drawn += [f"{head}{'%03x' % number}{tail}" for number in numbers]  # noqa: UP031  # as above
+        return drawn
 
     def part_from_parent(self) -> None:
         """In the child of a fork: go on under random bits of its own, or it would draw its parent's next ids."""
@@ -40,10 +47,15 @@ class Ids:
         if self._millisecond >= 0:
             self._start(self._millisecond + 1)
 
+    def _advance(self, now: int) -> None:
+        self._counter += 1
+        if now > self._millisecond or self._counter >= COUNTERS:
+            self._start(max(now, self._millisecond + 1))
+
     def _start(self, millisecond: int) -> None:
         digits = f"{millisecond:012x}"
         tail = f"{self._random_bits(62) | 1 << 63:016x}"  # the variant is the two top bits, 10
+        self._millisecond = millisecond  # first, and the counter last: whatever an interrupt leaves goes on rising
         self._head = f"{digits[:8]}-{digits[8:]}-7"
         self._tail = f"-{tail[:4]}-{tail[4:]}"
         self._counter = self._random_bits(START_BITS)
-        self._millisecond = millisecond

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from rqlab.fields import explained
+
 MAX_DATA_BYTES = 1024 * 1024  # encoded; larger things belong in a file whose path is the data
 MAX_RESULT_BYTES = 1024 * 1024  # encoded
 MAX_METADATA_BYTES = 64 * 1024  # encoded
@@ -61,6 +63,7 @@ class Outcome(StrEnum):
     CANCELLED = "cancelled"
 
 
+@explained
 class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """One finished run of a job: a line of its history."""
 
@@ -77,6 +80,7 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return f"<Delivery {self.delivery} {self.outcome} after {seconds:g} s at {instant(self.ended_at)}{said}>"
 
 
+@explained
 class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
     """A job as it was at one moment. Records never change: every event makes the next one.
 

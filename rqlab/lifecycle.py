@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from rqlab.backoff import retry_in
 from rqlab.errors import InvalidState, LeaseLost
+from rqlab.fields import explained
 from rqlab.job import (
     MAX_ERROR_BYTES,
     MAX_HISTORY,
@@ -65,6 +66,7 @@ class Transition(NamedTuple):
     by: str
 
 
+@explained
 class Change(NamedTuple):
     """One event that happened to one job: what `on_change` callbacks get, after the commit."""
 
@@ -93,9 +95,13 @@ TRANSITIONS: dict[Event, Transition] = {
 }
 
 
-def push(job: Job, job_id: str, now: int, delay: float) -> Job:
-    """A new job enters the line under its id: delayed if it has a delay (seconds), waiting if not."""
-    new = replace(job, id=job_id, created_at=now, updated_at=now)
+def push(job: Job, job_id: str, now: int, delay: float, data: msgspec.Raw | None = None) -> Job:
+    """A new job enters the line under its id: delayed if it has a delay (seconds), waiting if not.
+
+    `data`, if given, becomes its data: jobs that differ in nothing else are made from one.
+    """
+    encoded_data = job.encoded_data if data is None else data
+    new = replace(job, id=job_id, encoded_data=encoded_data, created_at=now, updated_at=now)
     due_at = now + milliseconds(delay) if delay else now
     if job.ttl is not None:
         new = replace(new, expires_at=due_at + milliseconds(job.ttl))
@@ -272,7 +278,6 @@ def _end(
     job: Job, event: Event, target: State, now: int, outcome: Outcome, error: str | None = None, **changes: Any
 ) -> Job:
     """A delivery ends, however it ended: its line enters the history and its lease goes."""
-    require(job, event)
     line = Delivery(
         delivery=job.deliveries,
         worker=job.worker or "",

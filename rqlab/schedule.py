@@ -27,6 +27,8 @@ from msgspec.structs import replace
 
 from rqlab import arguments
 from rqlab.errors import ValidationError
+from rqlab.fields import explained
+from rqlab.job import instant
 
 #: What the first tick is.
 FIRST = {
@@ -52,6 +54,7 @@ EPOCH = datetime(1970, 1, 1)
 MILLISECOND = timedelta(milliseconds=1)
 
 
+@explained
 class Schedule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What to push, and when: a cron line or an interval; never both."""
 
@@ -84,6 +87,19 @@ class Schedule(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
         what = (self.name, self.queue, self.job_name, msgspec.json.decode(self.options))  # keys in any order
         when = (self.cron, self.every, self.timezone, self.first, self.catch_up, self.max_executions)
         return what + when
+
+    def __repr__(self) -> str:
+        ticks = f"cron {self.cron!r} in {self.timezone}" if self.cron is not None else f"every {self.every:.12g} s"
+        facts = [ticks, f"pushes {self.queue}/{self.job_name}", f"executions {self.executions}"]
+        if self.max_executions is not None:
+            facts[-1] += f" of {self.max_executions}"
+        if self.paused:
+            facts.append("paused")
+        if self.next_at is not None:
+            facts.append(f"next_at {instant(self.next_at)}")
+        if self.last_at is not None:
+            facts.append(f"last_at {instant(self.last_at)}")
+        return f"<Schedule {self.name!r} {', '.join(facts)}>"
 
 
 def new(

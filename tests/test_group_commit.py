@@ -428,6 +428,7 @@ def test_an_interrupt_at_any_moment_of_a_change_in_memory_parts_nothing(ending: 
 
     def work(tx: Transaction, number: int) -> None:
         pair(number)(tx)
+        tx.put_new([job(10**6 + 2 * number + half, "b", expires_at=number) for half in (0, 1)])
         before = tx.get(id_of(2 * number - 2))
         if before is not None:
             tx.put(job(2 * number - 2, state=State.ACTIVE, expires_at=before.expires_at), replacing=before)
@@ -450,6 +451,7 @@ def test_an_interrupt_at_any_moment_of_a_change_in_memory_parts_nothing(ending: 
         assert before is not None
         assert (before.state is State.ACTIVE) is stored[-1]
         assert (store.entry(f"pair/{10 * nth - 1}") == b"2") is stored[-1]
+        assert all((store.get(id_of(10**6 + 20 * nth + half)) is not None) is stored[-1] for half in (0, 1))
         assert stored[-1] or not returned
         rebuilt(store)
         return moments.has_struck

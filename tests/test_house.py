@@ -3,6 +3,8 @@
 import ast
 import inspect
 import json
+import pydoc
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import rqlab
+from rqlab.fields import explained
 
 ROOT = Path(rqlab.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
@@ -234,3 +237,22 @@ def test_every_field_of_the_job_says_what_it_is() -> None:
 
     assert len(fields) == len(rqlab.Job.__struct_fields__)
     assert [ast.unparse(field) for field in fields if "#: " not in lines[field.lineno - 1]] == []
+
+
+@pytest.mark.parametrize("record", [rqlab.Job, rqlab.Delivery, rqlab.Schedule, rqlab.Change])
+def test_help_shows_the_sentence_of_every_field_that_has_one(record: type) -> None:
+    source = inspect.getsource(record)
+    sentences = re.findall(r"^    (\w+):.*#: (.+)$", source, re.MULTILINE)
+    shown = pydoc.plain(pydoc.render_doc(record))
+
+    assert len(sentences) > 1
+    assert [name for name, sentence in sentences if f"`{name}`: {sentence}" not in shown] == []
+    assert inspect.getdoc(record) == record.__doc__, "one indentation for all of it"
+
+
+def test_a_class_whose_source_or_docstring_is_not_there_stays_as_it_is() -> None:
+    bare = type("Bare", (), {"__module__": "rqlab.fields"})
+    unknown = type("Unknown", (), {"__module__": "rqlab.fields", "__doc__": "Kept."})
+
+    assert explained(bare).__doc__ is None
+    assert explained(unknown).__doc__ == "Kept."

@@ -74,6 +74,46 @@ def test_ids_rise_whatever_the_clock_says(instants: list[int]) -> None:
     assert all(uuid.UUID(text).version == 7 for text in drawn)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 1_000, 9_000])
+def test_many_ids_are_those_that_single_draws_would_give(count: int) -> None:
+    one, many = ids(), ids()
+
+    for now in (NOW, NOW, NOW - 5, NOW + 10):
+        assert many.draw_many(now, count) == [one.draw(now) for _ in range(count)]
+        assert many.draw(now) == one.draw(now)
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 5_000)), max_size=20))
+def test_ids_drawn_in_any_numbers_rise(draws: list[tuple[int, int]]) -> None:
+    source = ids()
+    drawn = [text for now, count in draws for text in source.draw_many(now, count)]
+
+    assert len(drawn) == sum(count for _, count in draws)
+    assert drawn == sorted(set(drawn))
+    assert all(uuid.UUID(text).version == 7 for text in drawn[:: max(1, len(drawn) // 50)])
+
+
+@pytest.mark.parametrize("struck", range(6))
+def test_ids_go_on_rising_after_an_interrupt_of_a_draw(struck: int) -> None:
+    chance, calls = random.Random(7), iter(range(10_000))
+
+    def interrupted_bits(bits: int) -> int:
+        if next(calls) == struck:
+            raise KeyboardInterrupt
+        return chance.getrandbits(bits)
+
+    source = Ids(interrupted_bits)
+    drawn = []
+    for now in (NOW, NOW, NOW + 1, NOW + 1, NOW):
+        try:
+            drawn += source.draw_many(now, 4_000)
+        except KeyboardInterrupt:
+            drawn += [source.draw(now) for _ in range(5_000)]
+
+    assert len(drawn) > 20_000
+    assert drawn == sorted(set(drawn))
+
+
 def test_ids_of_many_threads_are_all_different_and_rise_in_each() -> None:
     chance = random.Random(7)
 

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from decimal import Decimal
@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rqlab
-from rqlab import arguments
+from rqlab import arguments, queues
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.job import Job, milliseconds
 
@@ -621,6 +623,69 @@ def test_a_callback_is_callable(rq: rqlab.Queues, callback: Any) -> None:
 def test_a_wrong_item_is_named_by_its_index_and_nothing_is_pushed(rq: rqlab.Queues, wrong: Any) -> None:
     with refused(rq, "items[1]: expected"):
         rq.push_many("q", [{"name": "n"}, wrong, {"name": "n"}])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"name": "n", "data": object()}, {"name": "a b"}, {"name": OldKind}, {"name": ["n"]}]
+)
+def test_an_item_is_checked_whatever_stood_before_it(rq: rqlab.Queues, wrong: Any) -> None:
+    with refused(rq, "items[2]: ", "data: expected" if "data" in wrong else "name: expected"):
+        rq.push_many("q", [{"name": "n"}, {"name": "n", "data": 1}, wrong])
+
+
+class Vague:
+    """Its truth is ambiguous, and so is whether it equals anything: as with numpy arrays and DataFrames."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> "Vague":  # type: ignore[override]
+        return self
+
+    def __ne__(self, other: object) -> "Vague":  # type: ignore[override]
+        return self
+
+    def __bool__(self) -> bool:
+        raise ValueError("the truth value of this is ambiguous")
+
+
+@pytest.mark.parametrize("vague", [Vague(), np.zeros(2), pd.Series([1, 2])], ids=["vague", "array", "series"])
+@pytest.mark.parametrize("what", ["queue", "name", *queues.PUSH_DEFAULTS])
+def test_a_value_of_ambiguous_truth_is_refused_like_any_wrong_one(what: str, vague: Any) -> None:
+    with rqlab.memory() as rq:
+        given = {"queue": "q", "name": "n", what: vague}
+        with refused(rq, f"{what}: expected"):
+            rq.push(**given)
+        with refused(rq, f"{what}: expected"):
+            rq.push_many(given.pop("queue"), [{"name": "n"}, given])
+
+
+VAGUE_CALLS: dict[str, Callable[[rqlab.Queues, Any], object]] = {
+    "state": lambda rq, vague: rq.jobs(state=vague),
+    "state: expected": lambda rq, vague: rq.purge("q", vague),
+    "tag": lambda rq, vague: rq.jobs(tag=vague),
+    "limit": lambda rq, vague: rq.jobs(limit=vague),
+    "count": lambda rq, vague: rq.pull("q", vague),
+    "wait": lambda rq, vague: rq.pull("q", wait=vague),
+    "worker": lambda rq, vague: rq.pull("q", worker=vague),
+    "isolation": lambda rq, vague: rq.worker("q", print, isolation=vague),
+    "grace": lambda rq, vague: rq.worker("q", print, grace=vague),
+    "job": lambda rq, vague: rq.ack(vague),
+    "result": lambda rq, vague: rq.ack(rq.pull("a")[0], vague),
+    "first": lambda rq, vague: rq.schedule("s", "q", "n", every=1, first=vague),
+    "catch_up": lambda rq, vague: rq.schedule("s", "q", "n", every=1, catch_up=vague),
+    "timezone": lambda rq, vague: rq.schedule("s", "q", "n", every=1, timezone=vague),
+    "cron": lambda rq, vague: rq.schedule("s", "q", "n", cron=vague),
+    "every": lambda rq, vague: rq.schedule("s", "q", "n", every=vague),
+}
+
+
+@pytest.mark.parametrize("vague", [Vague(), np.zeros(2)], ids=["vague", "array"])
+@pytest.mark.parametrize("what", VAGUE_CALLS)
+def test_no_call_trips_over_a_value_of_ambiguous_truth(what: str, vague: Any) -> None:
+    with rqlab.memory() as rq:
+        rq.push("a", "n")
+        with pytest.raises(ValidationError, match=what):
+            VAGUE_CALLS[what](rq, vague)
 
 
 def test_a_wrong_argument_of_an_item_is_named_by_its_index(rq: rqlab.Queues) -> None:

@@ -6,16 +6,18 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import START, Wall
+from msgspec.structs import replace
 
 import rqlab
-from rqlab import Change, Event, Job, State
+from rqlab import Change, Event, Job, State, queues
 from rqlab.errors import (
     DuplicateKey,
     InvalidState,
@@ -124,6 +126,79 @@ def test_a_duplicate_names_its_holder(rq: rqlab.Queues) -> None:
         holder
     )
     assert rq.counts().waiting == 2
+
+
+def test_a_key_that_stands_twice_in_one_call_names_no_job_that_was_not_stored(rq: rqlab.Queues) -> None:
+    with pytest.raises(DuplicateKey, match=r"stands twice in this call.*stored none") as refused:
+        rq.push_many("q", [{"name": "a", "unique_key": "k"}, {"name": "b"}, {"name": "c", "unique_key": "k"}])
+
+    assert (refused.value.job_id, refused.value.queue, refused.value.unique_key) == (None, "q", "k")
+    assert rq.counts() == rqlab.Counts()
+    assert rq.queues() == []
+
+
+def test_a_key_that_stands_twice_in_one_call_may_be_the_first_ones(rq: rqlab.Queues) -> None:
+    second = {"name": "c", "unique_key": "k", "on_conflict": "return"}
+    first_id, other_id, second_id = rq.push_many("q", [{"name": "a", "unique_key": "k"}, {"name": "b"}, second])
+
+    assert second_id == first_id != other_id
+    assert [job.id for job in rq.jobs("q")] == [first_id, other_id]
+
+
+def test_a_key_that_is_held_names_its_holder_even_if_the_call_was_given_it_before(rq: rqlab.Queues) -> None:
+    holder = rq.push("q", "n", unique_key="k")
+
+    with pytest.raises(DuplicateKey) as refused:
+        rq.push_many("q", [{"name": "a", "unique_key": "k", "on_conflict": "return"}, {"name": "b", "unique_key": "k"}])
+    assert refused.value.job_id == holder
+
+
+def test_what_push_many_stores_is_what_as_many_pushes_store(rq: rqlab.Queues, wall: Wall) -> None:
+    items: list[dict[str, Any]] = [
+        {"name": "a"}, {"name": "a", "data": 1}, {"name": "a", "data": None}, {"data": {"x": [2]}, "name": "a"},
+        {"name": "a", "priority": 3}, {"name": "b", "delay": 5}, {"name": "a", "ttl": 60, "data": "y"}, {"name": "a"},
+        {"name": "b", "unique_key": "k", "tags": ["t"]},
+    ]  # fmt: skip
+    together = [rq.get(job_id) for job_id in rq.push_many("many", items)]
+    singly = [rq.get(rq.push("one", **item)) for item in items]
+
+    assert [replace(job, id="", queue="") for job in together] == [replace(job, id="", queue="") for job in singly]
+    assert rq.counts("many") == rq.counts("one") == recount(rq, "many")
+    assert rq.metrics()["queues"]["many"]["pushed"] == len(items)
+
+
+def test_data_is_encoded_as_its_item_is_met(rq: rqlab.Queues) -> None:
+    def items() -> Iterator[dict[str, Any]]:
+        item = {"name": "n", "data": {"number": 0}}
+        for number in range(3):
+            item["data"] = {"number": number}
+            yield item
+            item["data"]["number"] = 99  # type: ignore[index]
+
+    rq.push_many("q", items())
+
+    assert [job.data["number"] for job in rq.jobs("q")] == [0, 1, 2]
+
+
+def test_options_that_are_given_as_they_are_by_default_leave_no_trace(rq: rqlab.Queues, wall: Wall) -> None:
+    given = {
+        "priority": int("0"), "max_attempts": int("3"), "backoff": rqlab.Backoff.EXPONENTIAL,
+        "backoff_delay": float("1"), "max_backoff": 86_400.0, "jitter": float("0"), "tags": [], "delay": 0,
+        "on_conflict": "".join("raise"), "remove_on_complete": False,
+    }  # fmt: skip
+    plain, same = rq.get(rq.push("q", "n")), rq.get(rq.push("q", "n", None, **given))  # type: ignore[arg-type]
+
+    assert msgspec.json.encode(replace(same, id="")) == msgspec.json.encode(replace(plain, id=""))
+
+
+def test_more_kinds_of_job_than_are_remembered_are_pushed_all_the_same() -> None:
+    with rqlab.memory() as rq:
+        for number in range(queues.MAX_PLAIN_JOBS + 10):
+            rq.push(f"q{number % 7}", f"n{number}", number)
+
+        assert len(queues._plain_jobs) <= queues.MAX_PLAIN_JOBS
+        assert all(job.name == f"n{job.data}" and job.queue == f"q{job.data % 7}" for job in rq.jobs(limit=10_000))
+        assert rq.counts().waiting == queues.MAX_PLAIN_JOBS + 10
 
 
 def test_fifty_threads_that_push_one_key_store_one_job(rq: rqlab.Queues) -> None:

@@ -18,6 +18,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from rqlab import schedule as schedule_module
 from rqlab.errors import RQLabError, ValidationError
@@ -921,3 +922,17 @@ def test_importing_schedule_does_not_import_croniter() -> None:
     code = "import sys, rqlab.schedule; sys.exit('croniter' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_schedule_shows_itself_in_aware_datetimes_and_seconds() -> None:
+    instant = datetime.fromtimestamp(NOON / 1000, UTC).isoformat(sep=" ", timespec="milliseconds")
+    interval = replace(schedule(every=60.5, max_executions=3), next_at=NOON, last_at=NOON, executions=2)
+    nightly = schedule(cron="0 3 * * *", timezone="Europe/Berlin")
+
+    assert f"every 60.5 s, pushes {interval.queue}/{interval.job_name}, executions 2 of 3" in repr(interval)
+    assert f"next_at {instant}, last_at {instant}>" in repr(interval)
+    assert instant.endswith("+00:00")
+    assert repr(nightly).startswith(f"<Schedule {nightly.name!r} cron '0 3 * * *' in Europe/Berlin, pushes ")
+    assert ", paused" in repr(replace(nightly, paused=True))
+    assert "next_at" not in repr(replace(nightly, next_at=None))
+    assert str(NOON) not in repr(interval)

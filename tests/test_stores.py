@@ -353,6 +353,51 @@ def test_a_job_put_and_deleted_in_one_transaction_never_was(kept: Kept) -> None:
     assert store.entries(expiring("a"), expiring("a") + LAST, 9) == []
 
 
+def test_jobs_put_together_are_kept_and_counted_like_jobs_put_one_by_one(kept: Kept) -> None:
+    jobs = [
+        *(job(number, QUEUES[number % 4], priority=number % 3) for number in range(20)),
+        *(job(number, "a", State.DELAYED) for number in range(20, 25)),
+        job(25, expires_at=NOW + 5),
+        sized(26, DATA_APART_BYTES + 1),
+    ]
+    kept.store.write(lambda tx: tx.put_new(jobs))
+    together = [(dict(kept.reopened().counters(queue)), line(kept.store, queue)) for queue in QUEUES]
+    for each in jobs:
+        assert kept.store.get(each.id) is not None
+    assert bytes(kept.store.load(kept.store.get(jobs[-1].id) or jobs[0]).encoded_data) == bytes(jobs[-1].encoded_data)
+    assert [key for key, _ in kept.store.entries(expiring("a"), expiring("a") + LAST, 9)] == ["expiring/" + id_of(25)]
+    kept.store.write(lambda tx: [tx.delete(each) for each in jobs])
+    put(kept.store, *jobs)
+
+    assert [(dict(kept.reopened().counters(queue)), line(kept.store, queue)) for queue in QUEUES] == together
+    assert counted(kept.store) == recounted(kept.store)
+
+
+def test_jobs_put_together_are_seen_by_their_transaction_and_leave_with_it(kept: Kept) -> None:
+    put(kept.store, job(5))
+
+    def work(tx: Transaction) -> None:
+        tx.put_new([job(7), job(3), job(4, "ab", expires_at=NOW)])
+        assert line(tx, "a") == [3, 5, 7]
+        assert tx.counters("a")["waiting"] == 3
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        kept.store.write(work)
+    store = kept.reopened()
+    assert line(store, "a") == [5]
+    assert store.queues() == ["a"]
+    assert store.entries(expiring("ab"), expiring("ab") + LAST, 9) == []
+
+
+def test_no_jobs_put_together_change_nothing(kept: Kept) -> None:
+    before = kept.store.changed()
+    kept.store.write(lambda tx: tx.put_new([]))
+
+    assert kept.store.changed() == before
+    assert kept.store.queues() == []
+
+
 # Side entries.
 
 
@@ -419,7 +464,7 @@ def test_tallies_add_up_over_calls_and_transactions(kept: Kept) -> None:
 Step = tuple[str, int, int, int]
 
 steps = st.tuples(
-    st.sampled_from(["push", "push", "move", "move", "delete", "entry", "drop entry", "tally"]),
+    st.sampled_from(["push", "push", "push many", "move", "move", "delete", "entry", "drop entry", "tally"]),
     st.integers(0, 7),
     st.integers(0, len(State) - 1),
     st.integers(0, 3),
@@ -456,6 +501,12 @@ class Model:
                 self.next_number += 1
                 self.jobs[new.id] = new
                 tx.put(new)
+            case "push many":
+                states = (State.WAITING, list(State)[state])
+                many = [job(self.next_number + n, QUEUES[which % 4], states[n % 2], priority=n) for n in range(spare)]
+                self.next_number += spare
+                self.jobs.update({new.id: new for new in many})
+                tx.put_new(many)
             case "move" if chosen is not None:
                 stored = tx.get(chosen)
                 assert stored is not None
@@ -564,7 +615,7 @@ def test_random_histories_are_stored_as_a_plain_dict_would_and_counters_equal_a_
 @pytest.mark.parametrize("seed", range(3))
 def test_a_long_random_history_ends_as_a_plain_dict_would(kept: Kept, seed: int) -> None:
     chance = random.Random(seed)
-    kinds = ["push"] * 4 + ["move"] * 5 + ["delete", "entry", "drop entry", "tally"]
+    kinds = ["push"] * 3 + ["push many"] + ["move"] * 5 + ["delete", "entry", "drop entry", "tally"]
 
     def step() -> Step:
         return chance.choice(kinds), chance.randrange(1_000), chance.randrange(len(State)), chance.choice([0, 0, 0, 2])

@@ -4,7 +4,7 @@ Two rules hold for every store. All changes of one `write(work)` are stored, or 
 order of jobs is the order in which `scan` gives them. `tests/test_stores.py` holds every implementation to this.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 from rqlab.job import Job
@@ -44,6 +44,9 @@ class Transaction(Reader, Protocol):
 
     def put(self, job: Job, replacing: Job | None = None) -> None:
         """Keep this record, and count it; `replacing` is the record it follows, None for a new job."""
+
+    def put_new(self, jobs: Sequence[Job]) -> None:
+        """Keep these records of new jobs, and count them: what `put` of each does, in fewer steps."""
 
     def delete(self, job: Job) -> None:
         """Forget this job, and count it out."""

@@ -9,7 +9,7 @@ deletion is undone with it, for what is not in memory may stand on the disk.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -348,6 +348,13 @@ class HybridTransaction(MemoryTransaction):
         if replacing is None:
             store._fresh.add(job.id)
         super().put(job, replacing)
+
+    def put_new(self, jobs: Sequence[Job]) -> None:
+        store, ids = self._store, [job.id for job in jobs]
+        store._dirty_jobs.update(ids)
+        store._fresh.update(ids)
+        store._dirty_writes += len(ids)
+        super().put_new(jobs)
 
     def delete(self, job: Job) -> None:
         store = self._store

@@ -1,24 +1,22 @@
 """A store in this process's memory: nothing survives the process. For tests, notebooks, simulations, and speed.
 
-Its lines are sorted lists, one a shelf (sortedcontainers). A transaction changes the store in place and keeps a journal
-of what was there before; work that raises is undone from it. A KeyboardInterrupt may land inside any change: the
-journal it leaves is undone by whoever comes next, so an interrupted write is stored whole or not at all.
+A transaction changes the store in place and keeps a journal of what was there before; work that raises is undone from
+it. A KeyboardInterrupt may land inside any change: the journal it leaves is undone by whoever comes next, so an
+interrupted write is stored whole or not at all.
 """
 
 import os
 import threading
 import weakref
-from collections.abc import Callable, Mapping
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
-
-from sortedcontainers import SortedDict, SortedList
 
 from rqlab.errors import StoreError
 from rqlab.job import Job
 from rqlab.storage import Transaction
-from rqlab.storage.place import place, shelf
-from rqlab.storage.staging import count_in, count_out
+from rqlab.storage.line import Line
+from rqlab.storage.place import place, shelf, turn
+from rqlab.storage.staging import count_in, count_new, count_out
 
 T = TypeVar("T")
 
@@ -39,9 +37,10 @@ class MemoryStore:
         self._version = 0
         self._closed = False
         self._jobs: dict[str, Job] = {}
-        self._lines: dict[str, SortedList] = {}  #: by shelf: the places on it
+        self._lines: dict[str, Line] = {}  #: by shelf: the places on it
         self._entries: dict[str, Entry] = {}
-        self._entry_places: SortedDict = SortedDict()  #: place -> key
+        self._entry_line = Line()  #: the places of side entries
+        self._entry_keys: dict[str, str] = {}  #: by place: whose it is
         self._counters: dict[str, dict[str, int]] = {}
         self._journal: list[tuple[dict[Any, Any], Any, Any]] = []  #: (dict, key, what was there), oldest first
         self._transaction = MemoryTransaction(self)  # one serves all: the lock admits one at a time
@@ -105,7 +104,7 @@ class MemoryStore:
         with self._lock:
             self._refuse_or_undo()
             line = self._lines.get(_shelf_of(start))
-            return 0 if line is None else line.bisect_left(end) - line.bisect_left(start)
+            return 0 if line is None else line.count(start, end)
 
     def queues(self) -> list[str]:
         with self._lock:
@@ -133,7 +132,7 @@ class MemoryStore:
             self._undo(torn=True)
 
     def _undo(self, torn: bool) -> None:
-        """Put back what the journal remembers. `torn`: a sorted list may be half changed, so all are made anew."""
+        """Put back what the journal remembers. `torn`: a line may be half changed, so all are made anew."""
         for of, key, before in reversed(self._journal):
             if not torn:
                 self._undo_places(of, key, before)
@@ -153,31 +152,40 @@ class MemoryStore:
 
     def _move(self, old: Job | None, new: Job | None) -> None:
         """Take a job from the place of its old record to that of its new one."""
-        leaves = None if old is None else place(old)
-        enters = None if new is None else place(new)
-        if leaves == enters:
-            return
         if old is not None:
-            self._lines[shelf(old.queue, old.state)].remove(leaves)
+            left = shelf(old.queue, old.state)
+            leaves = left + turn(old)
         if new is not None:
-            at = shelf(new.queue, new.state)
-            line = self._lines.get(at)
+            entered = shelf(new.queue, new.state)
+            enters = entered + turn(new)
+            if old is not None and leaves == enters:
+                return
+            line = self._lines.get(entered)
             if line is None:
-                line = self._lines.setdefault(at, SortedList())
+                line = self._lines.setdefault(entered, Line())
             line.add(enters)
+        if old is not None:
+            self._lines[left].remove(leaves)
 
     def _move_entry(self, key: str, old: Entry | None, new: Entry | None) -> None:
-        if old is not None and old[1] is not None:
-            del self._entry_places[old[1]]
-        if new is not None and new[1] is not None:
-            self._entry_places[new[1]] = key
+        leaves = None if old is None else old[1]
+        enters = None if new is None else new[1]
+        if leaves == enters:
+            return
+        if leaves is not None:
+            del self._entry_keys[leaves]
+            self._entry_line.remove(leaves)
+        if enters is not None:
+            self._entry_keys[enters] = key
+            self._entry_line.add(enters)
 
     def _rebuild_places(self) -> None:
         shelves: dict[str, list[str]] = {}
         for job in self._jobs.values():
             shelves.setdefault(shelf(job.queue, job.state), []).append(place(job))
-        self._lines = {at: SortedList(places) for at, places in shelves.items()}
-        self._entry_places = SortedDict({at: key for key, (_, at) in self._entries.items() if at is not None})
+        self._lines = {at: Line(places) for at, places in shelves.items()}
+        self._entry_keys = {at: key for key, (_, at) in self._entries.items() if at is not None}
+        self._entry_line = Line(self._entry_keys)
 
 
 class MemoryTransaction:
@@ -204,38 +212,43 @@ class MemoryTransaction:
     def first_held(self, start: str, end: str) -> str | None:
         """The first place in memory."""
         line = self._line(start)
-        if not line:
-            return None
-        at = line[0] if line[0] >= start else next(line.irange(start), end)
-        return at if at < end else None
+        return None if line is None else line.first(start, end)
 
     def held(self, start: str, end: str, limit: int, backwards: bool = False) -> list[Job]:
         """The jobs in memory."""
-        if limit == 1 and not backwards:  # a pull of one job
-            at = self.first_held(start, end)
-            return [] if at is None else [self._store._jobs[at.rpartition("/")[2]]]
         line = self._line(start)
-        if not line:
+        if line is None:
             return []
         jobs = self._store._jobs
-        places = line.irange(start, end, inclusive=(True, False), reverse=backwards)
-        return [jobs[at.rpartition("/")[2]] for at in islice(places, limit)]
+        if limit == 1 and not backwards:  # a pull of one job
+            at = line.first(start, end)
+            return [] if at is None else [jobs[at.rpartition("/")[2]]]
+        places = line.run_backwards(start, end, limit) if backwards else line.run(start, end, limit)
+        return [jobs[at.rpartition("/")[2]] for at in places]
 
     def entry(self, key: str) -> bytes | None:
         entry = self._store._entries.get(key)
         return None if entry is None else entry[0]
 
     def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
-        places = self._store._entry_places
-        keys = [places[at] for at in islice(places.irange(start, end, inclusive=(True, False)), limit)]
-        return [(key, self._store._entries[key][0]) for key in keys]
+        store = self._store
+        keys = [store._entry_keys[at] for at in store._entry_line.run(start, end, limit)]
+        return [(key, store._entries[key][0]) for key in keys]
 
     def counters(self, queue: str) -> Mapping[str, int]:
         return dict(self._store._counters.get(queue, {}))
 
     def put(self, job: Job, replacing: Job | None = None) -> None:
         self.keep(job.id, job)
-        count_in(self, job, replacing)
+        if replacing is None and job.expires_at is None:
+            self.tally(job.queue, job.state)  # all that count_in would do
+        else:
+            count_in(self, job, replacing)
+
+    def put_new(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.keep(job.id, job)
+        count_new(self, jobs)
 
     def delete(self, job: Job) -> None:
         self.keep(job.id, None)
@@ -268,9 +281,10 @@ class MemoryTransaction:
     def emit(self, change: Any) -> None:
         self.changes.append(change)
 
-    def _line(self, start: str) -> SortedList | None:
+    def _line(self, start: str) -> Line | None:
         lines = self._store._lines
-        return lines.get(start) or lines.get(_shelf_of(start))
+        line = lines.get(start)  # most look at all of a shelf
+        return lines.get(_shelf_of(start)) if line is None else line
 
     def keep(self, job_id: str, new: Job | None) -> None:
         """Change the record of a job, and where it stands; None takes it out. It is not counted."""
@@ -286,10 +300,8 @@ class MemoryTransaction:
 
 def _shelf_of(place: str) -> str:
     """`ready/emails/` of `ready/emails/32767/0193…`; a done place has one part more."""
-    cut = place.index("/", place.index("/") + 1)
-    if place.startswith("done/"):
-        cut = place.index("/", cut + 1)
-    return place[: cut + 1]
+    parts = place.split("/", 3)
+    return "/".join((*parts[: 3 if parts[0] == "done" else 2], ""))
 
 
 def _close_in_a_fork() -> None:

@@ -28,13 +28,16 @@ LAST = "\U0010ffff"  # sorts behind every character: a shelf + LAST ends the she
 
 def place(job: Job) -> str:
     """Where the job stands; it changes exactly when the job's turn does."""
+    return shelf(job.queue, job.state) + turn(job)
+
+
+def turn(job: Job) -> str:
+    """What orders the jobs of one shelf: the part of a place that follows the shelf."""
     state = job.state
-    line = f"{SHELVES[state]}{job.queue}/"
     if state is WAITING:
-        return f"{line}{MAX_PRIORITY - job.priority:05d}/{job.id}"
-    if state is ACTIVE:
-        return f"{line}{deadline(job):015d}/{job.id}"
-    return f"{line}{job.delay_until if state is DELAYED else job.finished_at:015d}/{job.id}"
+        return f"{str(MAX_PRIORITY - job.priority).zfill(5)}/{job.id}"  # a format of `05d` takes three times as long
+    at = deadline(job) if state is ACTIVE else job.delay_until if state is DELAYED else job.finished_at
+    return f"{str(at).zfill(TIME_DIGITS)}/{job.id}"
 
 
 def deadline(job: Job) -> int:
@@ -51,7 +54,7 @@ def shelf(queue: str, state: State) -> str:
 
 def until(shelf: str, at: int) -> str:
     """The end of the part of a timed shelf that is due at `at`, that instant included."""
-    return f"{shelf}{at + 1:0{TIME_DIGITS}d}/"
+    return f"{shelf}{str(at + 1).zfill(TIME_DIGITS)}/"
 
 
 def expiring(queue: str) -> str:

@@ -4,10 +4,10 @@ Work that raises leaves nothing behind, because nothing has been touched yet: no
 of store; memory.py, whose changes cost less than staging them, does without.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rqlab.job import Job
+from rqlab.job import Job, State
 from rqlab.storage import Reader, Transaction
 from rqlab.storage.place import expiring_place, place
 
@@ -78,6 +78,12 @@ class Staged:
             self.fresh.add(job.id)
         count_in(self, job, replacing)
 
+    def put_new(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            self.jobs[job.id] = job
+            self.fresh.add(job.id)
+        count_new(self, jobs)
+
     def delete(self, job: Job) -> None:
         self.jobs[job.id] = None
         count_out(self, job)
@@ -113,6 +119,18 @@ def count_in(tx: Transaction, job: Job, replacing: Job | None) -> None:
         tx.tally(job.queue, job.state)
     if replacing.expires_at is not None and job.expires_at is None:
         tx.delete_entry(EXPIRING + job.id)
+
+
+def count_new(tx: Transaction, jobs: Sequence[Job]) -> None:
+    """The same for many new jobs: one tally a queue and state."""
+    counts: dict[tuple[str, State], int] = {}
+    for job in jobs:
+        key = (job.queue, job.state)
+        counts[key] = counts.get(key, 0) + 1
+        if job.expires_at is not None:
+            tx.put_entry(EXPIRING + job.id, b"", expiring_place(job))
+    for (queue, state), count in counts.items():
+        tx.tally(queue, state, count)
 
 
 def count_out(tx: Transaction, job: Job) -> None:
