@@ -27,7 +27,7 @@ from rqlab.clock import Bell
 from rqlab.durability import Keeper, Opening
 from rqlab.engine import LISTED, Ending, Engine, Pull, Push
 from rqlab.errors import JobNotFound, RQLabError, StoreError, ValidationError
-from rqlab.executors import Executor, Handlers
+from rqlab.executors import Executor, Handlers, OnEnd
 from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.threads import ThreadExecutor
 from rqlab.housekeeping import Housekeeper, Retention
@@ -546,7 +546,7 @@ class Queues:
         bell = Bell()
         executor: Executor
         if executors.is_async(handlers):
-            executor = _loop_executor(handlers, 1, bell, "rqlab-drain", None)
+            executor = _loop_executor(handlers, 1, lambda may_step: bell.ring(), "rqlab-drain", None)
         else:
             executor = InlineExecutor(handlers)
         worker = self._new_worker(executor, names)
@@ -731,17 +731,17 @@ class Queues:
         _check_shutdown(shutdown)
         grace_seconds = None if grace is None else arguments.seconds(grace, "grace")
 
-        def make(bell: Bell, loop: "asyncio.AbstractEventLoop | None") -> tuple[Worker, Executor]:
+        def make(on_end: OnEnd, loop: "asyncio.AbstractEventLoop | None") -> tuple[Worker, Executor]:
             name = f"rqlab-{names[0]}"
             executor: Executor
             if isolated == "process":
                 from rqlab.executors.processes import ProcessExecutor  # cloudpickle: 30 ms of every import otherwise
 
-                executor = ProcessExecutor(handlers, slots, bell.ring)
+                executor = ProcessExecutor(handlers, slots, on_end)
             elif is_async:
-                executor = _loop_executor(handlers, slots, bell, name, loop)
+                executor = _loop_executor(handlers, slots, on_end, name, loop)
             else:
-                executor = ThreadExecutor(handlers, slots, bell.ring, name)
+                executor = ThreadExecutor(handlers, slots, on_end, name)
             self.start_housekeeping()
             return self._new_worker(executor, names), executor
 
@@ -825,11 +825,11 @@ def _plain_job(queue: object, name: object) -> Job:
 
 
 def _loop_executor(
-    handlers: Handlers, slots: int, bell: Bell, name: str, loop: "asyncio.AbstractEventLoop | None"
+    handlers: Handlers, slots: int, on_end: OnEnd, name: str, loop: "asyncio.AbstractEventLoop | None"
 ) -> Executor:
     from rqlab.executors.loop import LoopExecutor
 
-    return LoopExecutor(handlers, slots, bell.ring, name, loop)
+    return LoopExecutor(handlers, slots, on_end, name, loop)
 
 
 def _worker_name() -> str:

@@ -2,6 +2,9 @@
 
 Heartbeats have a thread of their own, so neither a handler nor a long housekeeping pass can keep them waiting. Signals
 and shutdown requests end here: the first says finish, the second says let go.
+
+A worker's steps have a thread too, for all that happens by the clock; but whoever ends a run makes the step that
+reports it and starts the next one. Handing that over cost two thread switches a job, a quarter of its cycle.
 """
 
 import contextlib
@@ -16,7 +19,7 @@ from rqlab import clock
 from rqlab.clock import Bell
 from rqlab.durability import Keeper
 from rqlab.errors import ValidationError
-from rqlab.executors import Executor
+from rqlab.executors import Executor, OnEnd
 from rqlab.housekeeping import Housekeeper
 from rqlab.job import milliseconds
 from rqlab.observe import Observers
@@ -96,13 +99,13 @@ class Supervisor:
 class Running:
     """A worker under way: driven by the wall clock until it is told to stop. A context manager, sync and async.
 
-    `make(bell, loop)` builds the worker and its executor once it is known which event loop, if any, async handlers run
-    on.
+    `make(on_end, loop)` builds the worker and its executor once it is known which event loop, if any, async handlers
+    run on; the executor is to call `on_end` when a run has ended.
     """
 
     def __init__(
         self,
-        make: Callable[[Bell, "asyncio.AbstractEventLoop | None"], tuple[Worker, Executor]],
+        make: Callable[[OnEnd, "asyncio.AbstractEventLoop | None"], tuple[Worker, Executor]],
         supervisor: Supervisor,
         observers: Observers,
         *,
@@ -115,6 +118,11 @@ class Running:
         self._shutdown = shutdown
         self._grace = grace
         self._bell = Bell()
+        self._turn = threading.Lock()  # held by whoever makes a step
+        self._stepper = 0  #: the thread that holds it; a callback of its may end what it drives
+        self._has_ended_runs = False  #: a run has ended since the newest step began
+        self._wakes_at = 0  #: when the thread that drives it steps next, by the wall clock
+        self._is_over = False  #: no more steps: what it would step on is let go of
         self._requests = 0  #: how often it was asked to stop
         self._release_at: float | None = None  #: by the monotonic clock
         self._thread: threading.Thread | None = None  #: the one that drives it
@@ -162,7 +170,7 @@ class Running:
         """Stop it now: its runs are released."""
         self._requests += 2
         self._bell.ring()
-        if self._thread not in (None, threading.current_thread()):
+        if self._thread is not None and self._stepper != threading.get_ident():
             self._ended.wait(JOIN_SECONDS)
 
     def __enter__(self) -> "Running":
@@ -199,7 +207,7 @@ class Running:
         if inspect.isawaitable(self._shutdown):
             self._watch = _Watch(self._shutdown, loop, self.stop)
         try:
-            self._worker, self._executor = self._make(self._bell, loop)
+            self._worker, self._executor = self._make(self._on_end, loop)
         except BaseException:
             self._end_watch()
             raise
@@ -210,17 +218,54 @@ class Running:
         assert self._worker is not None, "it has begun"
         assert self._executor is not None, "it has begun"
         try:
-            clock.run(self._step, self._bell)
+            clock.run(self._step_in_turn, self._bell)
         finally:
             self._end_watch()
             self._observers.remove_bell(self._bell)
             self._supervisor.remove(self._worker)
+            with self._turn:
+                self._is_over = True
             self._executor.close()
             self._ended.set()
 
-    def _step(self, now: int) -> int | None:
+    def _on_end(self, may_step: bool) -> None:
+        """Whoever has ended a run reports it and starts the next, if it may. Who ends one meanwhile does not wait, but
+        is ready for what is started: the thread that has the turn goes on until no more runs have ended."""
+        self._has_ended_runs = True
+        if not may_step:
+            self._bell.ring()
+        while may_step and self._has_ended_runs and self._turn.acquire(blocking=False):
+            try:
+                if self._is_over:
+                    return
+                again_at = self._step()
+            finally:
+                self._turn.release()
+            if again_at is None or again_at < self._wakes_at:
+                self._bell.ring()
+
+    def _step_in_turn(self, now: int) -> int | None:
+        with self._turn:
+            again_at = self._step()
+            self._wakes_at = again_at or 0
+        return now if self._has_ended_runs and again_at is not None else again_at
+
+    def _step(self) -> int | None:
+        """One step; the caller holds `_turn`. The clock is read within it, so between two steps it does not go back."""
         worker = self._worker
         assert worker is not None, "it has begun"
+        self._stepper, self._has_ended_runs = threading.get_ident(), False
+        now = clock.now()
+        try:
+            self._heed_requests(worker)
+            return worker.step(now)
+        except Exception:
+            log.exception("worker %s met a bug of rqlab, and goes on; please report it", worker.name)
+            return now + BUG_PAUSE_MS
+        finally:
+            self._stepper = 0
+
+    def _heed_requests(self, worker: Worker) -> None:
         if self._shutdown_is_set():
             self._requests = max(self._requests, 1)
         if self._requests and not worker.is_stopping:
@@ -231,11 +276,6 @@ class Running:
                 self._release_at = clock.monotonic() + self._grace
         if self._requests > 1 or (self._release_at is not None and clock.monotonic() >= self._release_at):
             worker.release()
-        try:
-            return worker.step(now)
-        except Exception:
-            log.exception("worker %s met a bug of rqlab, and goes on; please report it", worker.name)
-            return now + BUG_PAUSE_MS
 
     def _shutdown_is_set(self) -> bool:
         is_set = getattr(self._shutdown, "is_set", None)

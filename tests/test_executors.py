@@ -99,7 +99,7 @@ class Hands:
 
 @contextlib.contextmanager
 def processes(handlers: Any, concurrency: int = 1) -> Iterator[Hands]:
-    executor = ProcessExecutor(executors.checked(handlers), concurrency, lambda: None)
+    executor = ProcessExecutor(executors.checked(handlers), concurrency, lambda may_step: None)
     try:
         yield Hands(executor)
     finally:
@@ -108,7 +108,7 @@ def processes(handlers: Any, concurrency: int = 1) -> Iterator[Hands]:
 
 @contextlib.contextmanager
 def on_a_loop(handlers: Any, concurrency: int = 1) -> Iterator[Hands]:
-    executor = LoopExecutor(executors.checked(handlers), concurrency, lambda: None, "test")
+    executor = LoopExecutor(executors.checked(handlers), concurrency, lambda may_step: None, "test")
     try:
         yield Hands(executor)
     finally:
@@ -237,7 +237,7 @@ async def untellable_later(job: Job) -> Any:
 
 @contextlib.contextmanager
 def in_threads(handlers: Any) -> Iterator[Hands]:
-    executor = ThreadExecutor(executors.checked(handlers), 1, lambda: None, "test")
+    executor = ThreadExecutor(executors.checked(handlers), 1, lambda may_step: None, "test")
     yield Hands(executor)
     executor.close()
 
@@ -303,7 +303,7 @@ def test_a_thread_executor_runs_as_many_at_once_as_it_may_and_keeps_its_threads(
         names.append(threading.current_thread().name)
         barrier.wait(LONG)
 
-    executor = ThreadExecutor(handler, 3, lambda: None, "test")
+    executor = ThreadExecutor(handler, 3, lambda may_step: None, "test")
     hands = Hands(executor)
     for _ in range(5):
         assert executor.free() == 3
@@ -322,7 +322,7 @@ def test_an_error_says_what_was_raised_and_where_but_not_how_the_worker_got_ther
     def handler(job: Job) -> None:
         raise ValueError("no such customer")
 
-    executor = ThreadExecutor(handler, 1, lambda: None, "test")
+    executor = ThreadExecutor(handler, 1, lambda may_step: None, "test")
     error = Hands(executor).run().error
     executor.close()
 
@@ -638,7 +638,7 @@ def test_a_handler_whose_module_does_not_load_in_a_child_is_refused(
     import only_here  # type: ignore[import-not-found]
 
     with pytest.raises(ValidationError, match=problem):
-        ProcessExecutor(only_here.handler, 1, lambda: None)
+        ProcessExecutor(only_here.handler, 1, lambda may_step: None)
 
 
 def test_a_module_that_lives_in_memory_only_travels_or_is_refused() -> None:
@@ -650,7 +650,7 @@ def test_a_module_that_lives_in_memory_only_travels_or_is_refused() -> None:
     sys.modules["made_up"] = module
     try:
         with pytest.raises(ValidationError, match="made_up"):
-            ProcessExecutor(module.__dict__["handler"], 1, lambda: None)
+            ProcessExecutor(module.__dict__["handler"], 1, lambda may_step: None)
     finally:
         del sys.modules["made_up"]
 
@@ -1053,7 +1053,7 @@ def test_runs_on_a_loop_that_is_closed_are_given_back_and_can_be_stopped() -> No
     async def handler(job: Job) -> None: ...
 
     loop = asyncio.new_event_loop()
-    executor = LoopExecutor(handler, 3, lambda: None, "test", loop)
+    executor = LoopExecutor(handler, 3, lambda may_step: None, "test", loop)
     hands = Hands(executor)
     before = hands.start()
     assert executor.free() == 2
@@ -1117,7 +1117,7 @@ def test_a_run_cancelled_before_it_began_is_given_back() -> None:
         await asyncio.sleep(0.01)
 
     loop = asyncio.new_event_loop()
-    executor = LoopExecutor(handler, 1, lambda: None, "test", loop)
+    executor = LoopExecutor(handler, 1, lambda may_step: None, "test", loop)
     hands = Hands(executor)
     run = hands.start()
     loop.run_until_complete(cancel_the_others())

@@ -17,6 +17,7 @@ from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.threads import ThreadExecutor
 from rqlab.ids import Ids
 from rqlab.job import Job, State
+from rqlab.lifecycle import Event
 from rqlab.storage.memory import MemoryStore
 from rqlab.worker import CHECK_MS, POLL_MS, Worker
 
@@ -137,7 +138,7 @@ def test_a_worker_fails_the_attempt_on_whatever_a_handler_raises_and_goes_on(
         return "fine"
 
     bad, good = push(engine, name="bad"), push(engine, name="good")
-    executor = ThreadExecutor(handler, 1, lambda: None, "test")
+    executor = ThreadExecutor(handler, 1, lambda may_step: None, "test")
     worker = new_worker(engine, executor)
     until = time.monotonic() + 20
     while engine.get(good).state is not State.COMPLETED and time.monotonic() < until:
@@ -756,7 +757,7 @@ def test_a_paused_queue_gives_a_worker_nothing_until_it_is_resumed(
 
 def test_a_thread_that_does_not_listen_keeps_its_slot_until_it_returns(engine: Engine) -> None:
     let_go = threading.Event()
-    executor = ThreadExecutor(lambda job: let_go.wait(20), 1, lambda: None, "test")
+    executor = ThreadExecutor(lambda job: let_go.wait(20), 1, lambda may_step: None, "test")
     worker = new_worker(engine, executor)
     deaf, second = push(engine, timeout=1.0), push(engine)
     worker.step(NOW)
@@ -822,6 +823,63 @@ def test_a_worker_wakes_within_milliseconds_of_a_push_in_its_process(queues: rql
             pauses.append(started_at.pop() - pushed_at)
 
     assert sorted(pauses)[10] < 0.010, f"the median of {pauses}"  # 0.0005 s here; a poll alone takes 0.025
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_the_thread_that_has_ended_a_run_reports_it_and_pulls_the_next(queues: rqlab.Queues, concurrency: int) -> None:
+    """A hand-over to another thread would cost each job two switches."""
+    pullers: Counter[str] = Counter()
+
+    def count(change: rqlab.Change) -> None:
+        if change.event is Event.PULL:
+            pullers[threading.current_thread().name.rstrip("0123456789")] += 1
+
+    queues.on_change(count)
+    ids = queues.push_many("q", [{"name": "work"}] * 200)
+    with queues.worker("q", lambda job: None, concurrency=concurrency):
+        wait_for(lambda: queues.counts("q").unfinished == 0)
+
+    assert {queues.get(job_id).deliveries for job_id in ids} == {1}
+    assert pullers["rqlab-q-run-"] >= 20, pullers  # all but the first few; the worker's own thread looks in too
+
+
+def test_a_run_that_ends_while_another_is_reported_is_reported_next(queues: rqlab.Queues) -> None:
+    both_run, second_has_ended = threading.Barrier(2), threading.Event()
+
+    def handler(job: Job) -> None:
+        both_run.wait(20)
+        if job.name == "second":
+            second_has_ended.set()
+
+    def hold_up_the_first_report(change: rqlab.Change) -> None:
+        if change.event is Event.ACK:
+            second_has_ended.wait(20)
+
+    queues.on_change(hold_up_the_first_report)
+    queues.push_many("q", [{"name": "first"}, {"name": "second"}])
+    with queues.worker("q", handler, concurrency=2):
+        wait_for(lambda: queues.counts("q").completed == 2)
+
+
+def test_an_on_change_callback_of_a_worker_may_close_the_queues() -> None:
+    """It runs within a step: waiting for the worker to end would be waiting for itself."""
+    queues = rqlab.memory(stall_timeout=0.5)
+    took: list[float] = []
+
+    def close(change: rqlab.Change) -> None:
+        if change.event is Event.ACK:
+            started_at = time.monotonic()
+            queues.close()
+            took.append(time.monotonic() - started_at)
+
+    queues.on_change(close)
+    queues.push_many("q", [{"name": "work"}] * 3)
+    running = queues.worker("q", lambda job: None)
+    running.start()
+
+    wait_for(lambda: took)
+    running.finish()
+    assert took[0] < 5.0  # waiting for itself would take 10
 
 
 def test_a_cancelled_run_sees_it_at_once(queues: rqlab.Queues) -> None:

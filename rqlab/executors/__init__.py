@@ -62,6 +62,11 @@ class Finished(NamedTuple):
     report: Report
 
 
+#: What an executor calls when a run has ended. True: in a thread that has nothing else to do, so it may at once make
+#: the step that reports the run and starts the next; False: whoever drives the worker is to be told.
+OnEnd = Callable[[bool], None]
+
+
 class Executor(Protocol):
     """Runs at most `concurrency` handlers at once."""
 

@@ -8,28 +8,28 @@ import contextlib
 import contextvars
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from rqlab.executors import Context, Finished, Handlers, Report, Run, chosen, failure, success, wants_context
+from rqlab.executors import Context, Finished, Handlers, OnEnd, Report, Run, chosen, failure, success, wants_context
 
 CLOSE_SECONDS = 5.0  # for cancelled handlers to end; one that blocks its loop is left behind with its daemon thread
 RELEASED = Report(event="release")  # nothing is charged: the handler was given no chance to end
 
 
 class LoopExecutor:
-    """At most `concurrency` tasks on `loop`; without one, on a loop of its own. `ring` is called when a run ends."""
+    """At most `concurrency` tasks on `loop`; without one, on a loop of its own. `on_end` may not block it."""
 
     def __init__(
         self,
         handlers: Handlers,
         concurrency: int,
-        ring: Callable[[], None],
+        on_end: OnEnd,
         name: str,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.concurrency = concurrency
         self._handlers = handlers
-        self._ring = ring
+        self._on_end = on_end
         self._finished: deque[Finished] = deque()
         self._runs: set[Run] = set()  #: started and not yet polled
         self._tasks: dict[Run, asyncio.Task[Report]] = {}  # touched on the loop's thread only
@@ -84,7 +84,7 @@ class LoopExecutor:
         del self._tasks[run]
         report = RELEASED if task.cancelled() else task.result()  # cancelled before it began
         self._finished.append(Finished(run, report))
-        self._ring()
+        self._on_end(False)
 
     async def _call(self, run: Run) -> Report:
         function = chosen(self._handlers, run.job)

@@ -25,7 +25,7 @@ import cloudpickle
 import msgspec
 
 from rqlab.errors import LeaseLost, ValidationError
-from rqlab.executors import Finished, Handler, Handlers, Report, Run
+from rqlab.executors import Finished, Handler, Handlers, OnEnd, Report, Run
 from rqlab.job import Job
 
 log = logging.getLogger("rqlab")
@@ -104,16 +104,16 @@ decode_to_parent = msgspec.json.Decoder(ToParent).decode
 
 
 class ProcessExecutor:
-    """At most `concurrency` kept children; `ring` is called when a run ends.
+    """At most `concurrency` kept children, each with a thread that talks to it.
 
     Raises ValidationError if the handler cannot travel into a child; no job has been pulled then.
     """
 
-    def __init__(self, handlers: Handlers, concurrency: int, ring: Callable[[], None]) -> None:
+    def __init__(self, handlers: Handlers, concurrency: int, on_end: OnEnd) -> None:
         self.concurrency = concurrency
         paths = [path or str(Path.cwd()) for path in sys.path]
         self._setup = Setup(paths, os.environ.get("PYTHONPATH"), packed(handlers))
-        self._ring = ring
+        self._on_end = on_end
         self._finished: deque[Finished] = deque()
         self._busy: dict[Run, _Child] = {}
         self._idle: list[_Child] = [self._spawn()]
@@ -174,7 +174,7 @@ class ProcessExecutor:
 
     def _end(self, run: Run, report: Report) -> None:
         self._finished.append(Finished(run, report))
-        self._ring()
+        self._on_end(True)
 
 
 class _Child:

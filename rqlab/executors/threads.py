@@ -6,19 +6,19 @@ until the handler returns. The threads are daemons, so a process that gave a run
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 
-from rqlab.executors import Finished, Handlers, Run, call
+from rqlab.executors import Finished, Handlers, OnEnd, Run, call
 
 
 class ThreadExecutor:
-    """`concurrency` threads; `ring` is called when a run ends."""
+    """`concurrency` threads. One that has ended a run may make its worker's next step, and run what that starts."""
 
-    def __init__(self, handlers: Handlers, concurrency: int, ring: Callable[[], None], name: str) -> None:
+    def __init__(self, handlers: Handlers, concurrency: int, on_end: OnEnd, name: str) -> None:
         self.concurrency = concurrency
         self._handlers = handlers
-        self._ring = ring
+        self._on_end = on_end
         self._name = name
         self._todo: SimpleQueue[Run | None] = SimpleQueue()
         self._finished: deque[Finished] = deque()
@@ -57,4 +57,4 @@ class ThreadExecutor:
     def _serve(self) -> None:
         while (run := self._todo.get()) is not None:
             self._finished.append(Finished(run, call(self._handlers, run)))
-            self._ring()
+            self._on_end(self._todo.empty())  # what waits to be run comes first: then one commit reports them all
