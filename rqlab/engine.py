@@ -560,10 +560,15 @@ def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
 
 
 def _pull_from(tx: Transaction, queue: str, request: Pull, now: int, taken: list[Job], moves: int) -> int:
-    """Add the queue's next jobs to `taken`; how many moves are left."""
+    """Add the queue's next jobs to `taken`; how many moves are left.
+
+    Delayed jobs that are due join the line first, those due longest before others, and as many as leave room for the
+    pull itself: it takes the best of the line as it then is. So of more than MAX_MOVES due jobs a later one may be
+    overtaken, whatever its priority; no caller pays for the promotion of all.
+    """
     if tx.entry(PAUSED + queue) is not None:
         return moves
-    moves -= _promote(tx, queue, now, moves)
+    moves -= _promote(tx, queue, now, max(moves - request.at_most, moves // 2))
     ready = shelf(queue, WAITING)
     while moves > 0 and len(taken) < request.at_most:
         jobs = tx.scan(ready, ready + LAST, min(request.at_most - len(taken), moves))

@@ -137,19 +137,53 @@ def test_no_queue_sees_the_jobs_of_one_whose_name_begins_alike(engine: Engine) -
     assert [job.queue for job in engine.pull(pulling("mail", at_most=9), NOW)] == ["mail"]
 
 
-def test_one_pull_promotes_1200_due_jobs_in_transactions_of_at_most_500(engine: Engine) -> None:
-    pushes = [pushing(delay=1.0, priority=number % 7) for number in range(1_200)]
+def test_a_pull_gives_the_due_jobs_that_a_transaction_can_promote_in_the_order_of_the_line(engine: Engine) -> None:
+    pushes = [pushing(delay=1.0, priority=number % 7) for number in range(400)]
     engine.push(pushes, NOW)
+
+    jobs = pull(engine, NOW + 1_000, at_most=100)
+
+    order = sorted(((-pushed.job.priority, job_id) for pushed, job_id in pushes))
+    assert [job.id for job in jobs] == [job_id for _, job_id in order[:100]]
+    check(engine)
+
+
+def test_a_pull_of_one_job_does_not_pay_for_the_promotion_of_all(engine: Engine) -> None:
+    """Those due longest join the line first, and the best of them is pulled; the rest is left to the next pull."""
+    pushes = [pushing(delay=1.0 + number / 1000, priority=number) for number in range(1_200)]
+    engine.push(pushes, NOW)
+    sizes: list[int] = []
+    engine.store.listener = lambda changes: sizes.append(len(changes))
+
+    (job,) = pull(engine, NOW + 60_000)
+
+    assert sizes == [MAX_MOVES]
+    assert job.priority == MAX_MOVES - 2
+    assert counts(engine) == {"waiting": MAX_MOVES - 2, "delayed": 1_200 - MAX_MOVES + 1, "active": 1}
+    assert [pull(engine, NOW + 60_000)[0].priority for _ in range(2)] == [2 * MAX_MOVES - 3, 1_199]
+    check(engine)
+
+
+def test_a_pull_of_many_due_jobs_moves_at_most_500_a_transaction(engine: Engine) -> None:
+    engine.push([pushing(delay=1.0) for _ in range(1_200)], NOW)
     sizes: list[int] = []
     engine.store.listener = lambda changes: sizes.append(len(changes))
 
     jobs = pull(engine, NOW + 1_000, at_most=1_000)
 
-    order = sorted(((-pushed.job.priority, job_id) for pushed, job_id in pushes))
-    assert [job.id for job in jobs] == [job_id for _, job_id in order[:1_000]]
+    assert len({job.id for job in jobs}) == 1_000
     assert max(sizes) <= MAX_MOVES == 500
-    assert sum(sizes) == 2_200
-    assert counts(engine) == {"waiting": 200, "active": 1_000}
+    check(engine)
+
+
+def test_the_pull_in_the_commit_of_an_ack_finds_what_a_failed_run_has_put_back(engine: Engine) -> None:
+    """Acks put nothing back, so their pull comes first; of other endings it comes after them."""
+    push(engine, backoff_delay=0.0)
+    (held,) = pull(engine)
+
+    _, again = engine.finish([Ending(held, Event.FAIL, error="no")], pulling(), NOW)
+
+    assert [(job.id, job.deliveries) for job in again] == [(held.id, 2)]
     check(engine)
 
 
