@@ -5,9 +5,11 @@ runs in production and in virtual time. Every change of a job goes through `_cha
 together in one transaction: the record, its unique key, the counters, and the news of it.
 """
 
+import contextlib
+import logging
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -32,6 +34,8 @@ from rqlab.storage import Store, Transaction
 from rqlab.storage.place import LAST, TIME_DIGITS, expiring, place, shelf, until
 
 T = TypeVar("T")
+
+log = logging.getLogger("rqlab")
 
 MAX_LOOKS = 500  # records read for one reading of the oldest waiting job
 MAX_MOVES = 500  # jobs a transaction may move: others wait for the lock meanwhile, and goes on in the next
@@ -113,6 +117,7 @@ class Engine:
         self.store = store
         self.chance = chance
         self.deliver: Callable[[], None] = lambda: None
+        self._counted: tuple[int, Mapping[str, Mapping[str, int]]] = (-1, {})  #: the store's version, and its counters
 
     # Producers.
 
@@ -187,7 +192,7 @@ class Engine:
         return self._write(lambda tx: self._end(tx, ending, now))
 
     def heartbeat(self, jobs: Sequence[Job], now: int) -> list[Job | RQLabError]:
-        """Keep the leases of these runs, in one commit; each has its own outcome."""
+        """Keep the leases of these runs, in one commit; each has its own outcome: StoreCorrupt if it is damaged."""
 
         def beat(tx: Transaction, held: Job) -> Job:
             stored = lifecycle.fence(tx.get(held.id), held)
@@ -207,8 +212,7 @@ class Engine:
 
     def holds(self, jobs: Sequence[Job]) -> list[bool]:
         """Whether each of these runs still holds its job; a look, no write."""
-        stored = [(self.store.get(held.id), held) for held in jobs]
-        return [job is not None and job.state is ACTIVE and job.deliveries == held.deliveries for job, held in stored]
+        return [self._holds(held) for held in jobs]
 
     # Callers.
 
@@ -300,52 +304,64 @@ class Engine:
     # Schedules.
 
     def put_schedule(self, schedule: Schedule, keep: Callable[[Schedule], bool]) -> Schedule:
-        """Store a schedule, unless one of its name is there and `keep` says that it is the same."""
+        """Store a schedule, unless one of its name is there and `keep` says that it is the same. Damage is replaced."""
 
         def work(tx: Transaction) -> Schedule:
             entry = tx.entry(SCHEDULE + schedule.name)
-            if entry is not None and keep(stored := decode_schedule(entry)):
-                return stored
+            with contextlib.suppress(StoreCorrupt):
+                if entry is not None and keep(stored := decode_schedule(entry)):
+                    return stored
             _put_schedule(tx, schedule)
             return schedule
 
         return self._write(work)
 
-    def change_schedule(self, name: str, attempted: str, change: Callable[[Schedule], Schedule | None]) -> None:
-        """Replace a schedule by what `change` makes of it; None removes it. ScheduleNotFound without one."""
+    def change_schedule(self, name: str, attempted: str, change: Callable[[Schedule], Schedule] | None) -> None:
+        """Replace a schedule by what `change` makes of it; without `change` remove it. ScheduleNotFound without one."""
 
         def work(tx: Transaction) -> None:
             entry = tx.entry(SCHEDULE + name)
             if entry is None:
                 raise ScheduleNotFound(name, attempted, known)
-            changed = change(decode_schedule(entry))
-            if changed is None:
+            if change is None:
                 tx.delete_entry(SCHEDULE + name)
             else:
-                _put_schedule(tx, changed)
+                _put_schedule(tx, change(decode_schedule(entry)))
 
         known = [schedule.name for schedule in self.schedules()]
         self._write(work)
 
     def schedules(self) -> list[Schedule]:
-        """All schedules, by name."""
-        entries = [entry for start in (DUE, OFF) for entry in self.store.entries(start, start + LAST, 100_000)]
-        return sorted((decode_schedule(value) for _, value in entries), key=lambda schedule: schedule.name)
+        """All schedules, by name; the log names those whose entries are damaged."""
+        found: list[Schedule] = []
+        for key, value in (entry for start in (DUE, OFF) for entry in self.store.entries(start, start + LAST, 100_000)):
+            try:
+                found.append(decode_schedule(value))
+            except StoreCorrupt as error:
+                log.warning("schedule %r is damaged: %s", key.removeprefix(SCHEDULE), error)
+        return sorted(found, key=lambda schedule: schedule.name)
 
     def fire(self, now: int, make: Callable[[Schedule, int], tuple[Push, str]]) -> bool:
         """Push what the schedules owe by now; whether there may be more. A push and its books are one transaction.
 
         `make(schedule, tick)` gives the job of a tick, and its id. Where its unique key is held, its holder stands for
-        the tick.
+        the tick. A schedule whose entry is damaged holds up no other: it is put off, as it is, and fires no more.
         """
 
         def work(tx: Transaction) -> bool:
             moves = MAX_MOVES
             entries = tx.entries(DUE, until(DUE, now), MAX_FIRED)
-            for _, value in entries:
+            for key, value in entries:
                 if moves <= 0:
                     break
-                ticks, after = due(decode_schedule(value), now, moves)
+                try:
+                    schedule = decode_schedule(value)
+                except StoreCorrupt as error:
+                    name = key.removeprefix(SCHEDULE)
+                    log.warning("schedule %r is damaged and fires no more; register it again: %s", name, error)
+                    tx.put_entry(key, value, OFF + name)
+                    continue
+                ticks, after = due(schedule, now, moves)
                 for tick in ticks:
                     push, job_id = make(after, tick)
                     _push(tx, replace(push, return_holder=True), job_id, now)
@@ -355,25 +371,21 @@ class Engine:
 
         return bool(self.store.entries(DUE, until(DUE, now), 1)) and self._write(work)
 
-    # Housekeeping: each of these moves at most MAX_MOVES jobs a call; at that number there may be more.
+    # Housekeeping: each of these moves at most MAX_MOVES jobs a call; at that number there may be more. What is damaged
+    # holds up nothing else: it is left where it is, and the log says which it is.
 
     def promote(self, queue: str, now: int) -> bool:
         later = shelf(queue, DELAYED)
-        if self.store.first(later, until(later, now)) is None:
-            return False
-        return self._write(lambda tx: _promote(tx, queue, now, MAX_MOVES)) == MAX_MOVES
+
+        def move(tx: Transaction, job: Job) -> Job:
+            return _change(tx, Event.PROMOTE, job, lifecycle.promote(job, now), now)
+
+        return len(self._move(later, until(later, now), move)) == MAX_MOVES
 
     def recover(self, queue: str, judged_until: int, now: int) -> list[Job]:
         """Time out and stall the runs whose time-out or lease ended by `judged_until`; the jobs as they now are."""
         leased = shelf(queue, ACTIVE)
-        if self.store.first(leased, until(leased, judged_until)) is None:
-            return []
-
-        def work(tx: Transaction) -> list[Job]:
-            jobs = tx.scan(leased, until(leased, judged_until), MAX_MOVES)
-            return [self._judge(tx, job, judged_until, now) for job in jobs]
-
-        return self._write(work)
+        return self._move(leased, until(leased, judged_until), lambda tx, job: self._judge(tx, job, judged_until, now))
 
     def shorten(self, queue: str, now: int) -> None:
         """Cut the leases that lie further ahead than a heartbeat now would put them: the wall clock went back."""
@@ -389,12 +401,18 @@ class Engine:
             return False
 
         def work(tx: Transaction) -> int:
-            entries = tx.entries(start, until(start, now), MAX_MOVES)
-            for key, _ in entries:
-                job = tx.get(key.rpartition("/")[2])
+            expired = 0
+            for key, _ in tx.entries(start, until(start, now), MAX_MOVES):
+                job_id = key.rpartition("/")[2]
+                try:
+                    job = tx.get(job_id)
+                except StoreCorrupt as error:
+                    _warn_of_damage(job_id, error)
+                    continue
                 assert job is not None, "the side entry of a ttl goes with its job"
                 _change(tx, Event.EXPIRE, job, lifecycle.expire(job, now), now)
-            return len(entries)
+                expired += 1
+            return expired
 
         return self._write(work) == MAX_MOVES
 
@@ -416,7 +434,49 @@ class Engine:
             page = 1 if is_enough else 20
         return oldest
 
+    def counters(self) -> Mapping[str, Mapping[str, int]]:
+        """The counters of all queues; read again only if something has changed since. Damaged ones are left out.
+
+        A queue with damaged counters can change no more, so it has no work for anybody; the log says which it is.
+        """
+        version = self.store.changed()  # before the reading: what is stored meanwhile shows at the next one
+        if version != self._counted[0]:
+            found: dict[str, Mapping[str, int]] = {}
+            for queue in self.store.queues():
+                try:
+                    found[queue] = self.store.counters(queue)
+                except StoreCorrupt as error:
+                    log.warning("the counters of queue %s are damaged; rqlab doctor tells more: %s", queue, error)
+            self._counted = (version, found)
+        return self._counted[1]
+
     # Below: what the operations share.
+
+    def _move(self, start: str, end: str, move: Callable[[Transaction, Job], Job]) -> list[Job]:
+        """Move up to MAX_MOVES jobs in one transaction; where one of them is damaged, each in one of its own."""
+        if self.store.first(start, end) is None:
+            return []
+        try:
+            return self._write(lambda tx: [move(tx, job) for job in tx.scan(start, end, MAX_MOVES)])
+        except StoreCorrupt:
+            return self._move_each(start, end, move)
+
+    def _move_each(self, start: str, end: str, move: Callable[[Transaction, Job], Job]) -> list[Job]:
+        moved: list[Job] = []
+        while len(moved) < MAX_MOVES and (at := self.store.first(start, end)) is not None:
+            job_id, start = at.rpartition("/")[2], at + LAST
+            try:
+                moved += self._write(lambda tx, job_id=job_id, at=at: _move_from(tx, job_id, at, move))  # type: ignore[misc]
+            except StoreCorrupt as error:
+                _warn_of_damage(job_id, error)
+        return moved
+
+    def _holds(self, held: Job) -> bool:
+        try:
+            stored = self.store.get(held.id)
+        except StoreCorrupt:  # nobody can tell, and nobody else can run it; the next heartbeat says so
+            return True
+        return stored is not None and stored.state is ACTIVE and stored.deliveries == held.deliveries
 
     def _write(self, work: Callable[[Transaction], T]) -> T:
         try:
@@ -617,17 +677,17 @@ def _shorten(tx: Transaction, seen: Job, now: int) -> None:
 
 
 def _change(tx: Transaction, event: Event, old: Job, new: Job, now: int) -> Job:
-    """Store what an event made of a job, with everything that belongs to it."""
+    """Store what an event made of a job, with everything that belongs to it. What may be damaged is read first."""
+    if new.is_finished and new.unique_key is not None:
+        key = f"{UNIQUE}{new.queue}/{new.unique_key}"
+        if tx.entry(key) == new.id.encode():
+            tx.delete_entry(key)
     if new.state is COMPLETED and new.remove_on_complete:
         tx.delete(old)
     else:
         tx.put(new, replacing=old)
     if old.state is ACTIVE and new.state is not ACTIVE:
         _observe(tx, new.queue, "run", now - (now if old.started_at is None else old.started_at))
-    if new.is_finished and new.unique_key is not None:
-        key = f"{UNIQUE}{new.queue}/{new.unique_key}"
-        if tx.entry(key) == new.id.encode():
-            tx.delete_entry(key)
     if event in CHARGED:
         tx.tally(new.queue, "dead_lettered_total" if new.state is DLQ else "retried_total")
     elif event is EXPIRE:
@@ -650,6 +710,16 @@ def _observe(tx: Transaction, queue: str, what: str, duration_ms: int) -> None:
         tx.tally(queue, f"{what}_ms_total", duration_ms)
 
 
+def _move_from(tx: Transaction, job_id: str, at: str, move: Callable[[Transaction, Job], Job]) -> list[Job]:
+    """Move the job if it still stands at this place."""
+    job = tx.get(job_id)
+    return [] if job is None or place(job) != at else [move(tx, job)]
+
+
+def _warn_of_damage(job_id: str, error: StoreCorrupt) -> None:
+    log.warning("job %s is damaged and left where it is; rqlab doctor tells more: %s", job_id, error)
+
+
 def _required(tx: Transaction, job_id: str, attempted: str) -> Job:
     job = tx.get(job_id)
     if job is None:
@@ -669,8 +739,8 @@ def _held(job: Job, held: Job) -> Job:
 
 
 def _or_error(step: Callable[[], Job]) -> Job | RQLabError:
-    """The outcome of one item among many: a StoreError concerns them all, and is raised."""
+    """The outcome of one item among many: a StoreError concerns them all, and is raised, but for its own damage."""
     try:
         return step()
-    except (ValidationError, DuplicateKey, JobNotFound, InvalidState, LeaseLost) as error:
+    except (ValidationError, DuplicateKey, JobNotFound, InvalidState, LeaseLost, StoreCorrupt) as error:
         return error

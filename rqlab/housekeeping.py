@@ -6,7 +6,7 @@ directory at once: every duty is a transaction that finds its work done, or does
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -16,6 +16,9 @@ from rqlab.job import State, milliseconds
 from rqlab.schedule import Schedule
 
 log = logging.getLogger("rqlab")
+
+#: Which states of jobs give a duty something to do in a queue; where the counters show none it is not looked at.
+UNSTARTED = (State.WAITING, State.DELAYED)
 
 SWEEP_SECONDS = 60.0  # retention is counted in days; once a minute is often enough
 
@@ -52,10 +55,12 @@ class Housekeeper:
         self.due_at: int | None = None  #: when the next tick is due; None before the first
         self.sweep_at: int | None = None
         self.clock_went_back = True  #: at the first tick nobody knows what the clock did before
+        self._counters: Mapping[str, Mapping[str, int]] | None = None  #: of all queues, as this tick has found them
 
     def step(self, now: int) -> int:
         """One tick. Returns when the next is due, in ms since the epoch."""
         self._look_at_the_clock(now)
+        self._counters = None
         judged_until = self.judgement.until(now, self.due_at)
         for name, duty in DUTIES:
             try:
@@ -79,7 +84,7 @@ class Housekeeper:
     # Duties.
 
     def promote(self, now: int, judged_until: int) -> None:
-        self._in_each_queue(lambda queue: self.engine.promote(queue, now))
+        self._in_each_queue((State.DELAYED,), lambda queue: self.engine.promote(queue, now))
 
     def fire(self, now: int, judged_until: int) -> None:
         while self.engine.fire(now, lambda schedule, tick: self.make(schedule, tick, now)):
@@ -87,7 +92,7 @@ class Housekeeper:
 
     def shorten(self, now: int, judged_until: int) -> None:
         if self.clock_went_back:
-            self._in_each_queue(lambda queue: self.engine.shorten(queue, now))
+            self._in_each_queue((State.ACTIVE,), lambda queue: self.engine.shorten(queue, now))
             self.clock_went_back = False
 
     def recover(self, now: int, judged_until: int) -> None:
@@ -97,10 +102,10 @@ class Housekeeper:
                 log.warning("%s/%s %s %s; it is %s", job.queue, job.name, job.id, job.last_error, job.state)
             return len(recovered) == MAX_MOVES
 
-        self._in_each_queue(move)
+        self._in_each_queue((State.ACTIVE,), move)
 
     def expire(self, now: int, judged_until: int) -> None:
-        self._in_each_queue(lambda queue: self.engine.expire(queue, now))
+        self._in_each_queue(UNSTARTED, lambda queue: self.engine.expire(queue, now))
 
     def refresh(self, now: int, judged_until: int) -> None:
         self.refresh_metrics(now)
@@ -115,18 +120,28 @@ class Housekeeper:
             State.DLQ: retention.dlq,
         }
 
-        def remove(queue: str) -> None:
-            for state, seconds in kept_seconds.items():
-                if seconds is not None:
-                    self.engine.purge(queue, state, now - milliseconds(seconds), now)
-
-        self._in_each_queue(remove)
+        for state, seconds in kept_seconds.items():
+            if seconds is not None:
+                self._remove(state, now - milliseconds(seconds), now)
         self.sweep_at = now + milliseconds(SWEEP_SECONDS)
 
-    def _in_each_queue(self, move: Callable[[str], bool | None]) -> None:
-        """Do this in each queue, again while it says that there may be more. A damaged queue holds up no other."""
+    def _remove(self, state: State, before: int, now: int) -> None:
+        def purge(queue: str) -> None:
+            self.engine.purge(queue, state, before, now)
+
+        self._in_each_queue((state,), purge)
+
+    def _in_each_queue(self, states: Sequence[State], move: Callable[[str], bool | None]) -> None:
+        """Do this in each queue that has jobs in one of these states, again while it says that there may be more.
+
+        A look into each of 5 000 idle queues took a tick 0.9 s. A damaged queue holds up no other.
+        """
+        if self._counters is None:
+            self._counters = self.engine.counters()
         damage: StoreCorrupt | None = None
-        for queue in self.engine.store.queues():
+        for queue, counters in self._counters.items():
+            if not any(counters.get(state) for state in states):
+                continue
             try:
                 while move(queue):
                     pass

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rqlab.engine import BUCKETS, LISTED, Engine
+from rqlab.job import State
 
 #: The running totals, since the directory was made: counter -> what it counts.
 TOTALS: dict[str, str] = {
@@ -43,19 +44,29 @@ class Metrics:
         self._engine = engine
         self._at_risk = at_risk
         self.latest: dict[str, Any] | None = None
+        self._reads: dict[str, tuple[Mapping[str, int], dict[str, Any]]] = {}  #: by queue: counters, and their reading
 
     def refresh(self, now: int) -> dict[str, Any]:
         """Read everything: {"at": ms, "queues": {name: {"jobs", "oldest_waiting_seconds", totals, "wait", "run"}}}.
 
         With the names of AT_RISK beside "at", where writes become safe later.
         """
-        queues = {queue: self._read(queue, now) for queue in self._engine.store.queues()}
+        counted = self._engine.counters()
+        reads = {queue: (counters, self._reading(queue, counters, now)) for queue, counters in counted.items()}
+        self._reads = reads
+        queues = {queue: read for queue, (_, read) in reads.items()}
         self.latest = {"at": now, **self._at_risk(now), "queues": queues}
         return self.latest
 
-    def _read(self, queue: str, now: int) -> dict[str, Any]:
-        counters = self._engine.store.counters(queue)
-        oldest_at = self._engine.oldest_waiting_at(queue)
+    def _reading(self, queue: str, counters: Mapping[str, int], now: int) -> dict[str, Any]:
+        """The reading of before, where nothing has changed and no job grows older: most queues of many are idle."""
+        before = self._reads.get(queue)
+        if before is not None and before[0] == counters and not counters.get(State.WAITING):
+            return before[1]
+        return self._read(queue, counters, now)
+
+    def _read(self, queue: str, counters: Mapping[str, int], now: int) -> dict[str, Any]:
+        oldest_at = self._engine.oldest_waiting_at(queue) if counters.get(State.WAITING) else None
         return {
             "jobs": {str(state): counters.get(state, 0) for state in LISTED},
             "oldest_waiting_seconds": None if oldest_at is None else max(now - oldest_at, 0) / 1000,

@@ -4,6 +4,7 @@ It checks what callers pass, draws ids, and hands instants to the engine; it dec
 """
 
 import atexit
+import copy
 import difflib
 import logging
 import os
@@ -379,7 +380,7 @@ class Queues:
         Where writes become safe later, also `unsafe_writes`: what a crash would lose now, and `unsafe_seconds`: how
         long the oldest of them has been at risk.
         """
-        return self._metrics.refresh(clock.now())
+        return copy.deepcopy(self._metrics.refresh(clock.now()))  # parts of it serve the next reading too
 
     def prometheus(self) -> PrometheusCollector:
         """A collector for `prometheus_client.REGISTRY.register`; its readings are those of the newest tick."""
@@ -486,7 +487,7 @@ class Queues:
 
     def unschedule(self, name: str) -> None:
         """Delete a schedule; the jobs that it pushed stay. ScheduleNotFound."""
-        self._change_schedule(name, "delete", lambda stored, now: None)
+        self._engine.change_schedule(arguments.text(name, "schedule name", 256), "delete", None)
 
     # Workers.
 
@@ -710,7 +711,7 @@ class Queues:
         finally:
             self._observers.remove_bell(bell)
 
-    def _change_schedule(self, name: str, attempted: str, change: Callable[[Schedule, int], Schedule | None]) -> None:
+    def _change_schedule(self, name: str, attempted: str, change: Callable[[Schedule, int], Schedule]) -> None:
         now = clock.now()
         checked = arguments.text(name, "schedule name", 256)
         self._engine.change_schedule(checked, attempted, lambda stored: change(stored, now))

@@ -2,6 +2,7 @@
 
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from rqlab.errors import RQLabError, StoreBusy, StoreCorrupt
 from rqlab.housekeeping import DUTIES, Housekeeper, Judgement, Retention
 from rqlab.ids import Ids
 from rqlab.job import NULL, Job, State
+from rqlab.lifecycle import Event
+from rqlab.metrics import Metrics
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.memory import MemoryStore
 
@@ -226,6 +229,31 @@ def test_a_tick_with_nothing_to_do_writes_nothing(engine: Engine, store: Stubbor
 
     assert store.commits == before
     assert (engine.get(for_later).state, engine.get(running).state) == (State.DELAYED, State.ACTIVE)
+
+
+def test_a_tick_looks_into_no_queue_that_has_nothing_for_it(engine: Engine, store: StubbornStore) -> None:
+    """Of many queues most are idle: the looks of a tick are as many as there are queues with something live."""
+    for number in range(100):
+        push(engine, f"idle-{number}")
+        (job,) = pull(engine, f"idle-{number}")
+        engine.end(Ending(job, Event.ACK), NOW)
+    for queue in ("delayed", "waiting"):
+        push(engine, queue, delay=3_600 if queue == "delayed" else 0)
+    metrics = Metrics(engine)
+    keeper = new_keeper(engine, refresh=metrics.refresh)
+    keeper.step(NOW)
+    looks: Counter[str] = Counter()
+    for name in ("get", "first", "scan", "entries", "counters"):
+        look = getattr(store, name)
+        setattr(
+            store, name, lambda *given, name=name, look=look, **options: looks.update([name]) or look(*given, **options)
+        )
+
+    keeper.step(NOW + SECOND)
+
+    assert looks.total() < 10, looks
+    read = metrics.latest["queues"] if metrics.latest else {}
+    assert (len(read), read["waiting"]["oldest_waiting_seconds"]) == (102, 1.0)
 
 
 @pytest.mark.parametrize("count", [499, 500, 501, 1_700])
@@ -513,6 +541,7 @@ def test_leases_are_looked_through_only_when_the_clock_may_have_gone_back(
     engine: Engine, keeper: Housekeeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     push(engine)
+    pull(engine)
     looks: list[int] = []
     monkeypatch.setattr(engine, "shorten", lambda queue, now: looks.append(now))
 

@@ -1,0 +1,131 @@
+"""A damaged entry holds up nothing but itself: the others go on, and the log says which it is."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rqlab
+from rqlab.errors import StoreCorrupt
+from rqlab.job import State
+from rqlab.storage.place import LAST, shelf
+from tests.conftest import Wall
+
+DAMAGE = b"{not a record"
+
+
+@pytest.fixture
+def rq(tmp_path: Path, wall: Wall) -> Iterator[rqlab.Queues]:
+    with rqlab.open(tmp_path / "jobs", stall_timeout=30) as queues:
+        yield queues
+
+
+def damage(rq: rqlab.Queues, job_id: str) -> None:
+    """What stands in the place of a job cannot be read any more; its place stays."""
+    job = rq.get(job_id)
+    (place,) = _places(rq, job)
+    rq._store.write(lambda tx: tx.put_entry(job_id, DAMAGE, place))
+
+
+def _places(rq: rqlab.Queues, job: rqlab.Job) -> list[str]:
+    start = at = shelf(job.queue, job.state)
+    found = []
+    while (place := rq._store.first(at, start + LAST)) is not None:
+        found.append(place)
+        at = place + LAST
+    return [place for place in found if place.endswith(job.id)]
+
+
+def test_a_damaged_job_stops_no_heartbeat_of_the_others(rq: rqlab.Queues, wall: Wall) -> None:
+    rq.push_many("q", [{"name": "n"}] * 3)
+    jobs = rq.pull("q", 3)
+    damage(rq, jobs[1].id)
+    wall.advance(10)
+
+    outcomes = rq._engine.heartbeat(jobs, wall.now)
+
+    assert [type(outcome) for outcome in outcomes] == [rqlab.Job, StoreCorrupt, rqlab.Job]
+    assert rq.get(jobs[2].id).lease_until == wall.now + 30_000
+
+
+def test_a_worker_says_which_heartbeat_it_cannot_store_and_reports_its_other_runs(
+    rq: rqlab.Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = rq.push_many("q", [{"name": "n"}] * 3)
+
+    def handler(job: rqlab.Job) -> None:
+        if job.id == ids[1]:
+            damage(rq, job.id)
+
+    outcomes = rq.drain("q", handler)
+
+    assert outcomes == {"completed": 2, "lost": 1}
+    assert [rq.get(job_id).state for job_id in (ids[0], ids[2])] == [State.COMPLETED] * 2
+    assert any(ids[1] in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+def test_a_damaged_job_stops_no_recovery_of_the_others(
+    rq: rqlab.Queues, wall: Wall, caplog: pytest.LogCaptureFixture
+) -> None:
+    rq.push_many("q", [{"name": "n"}] * 3)
+    jobs = rq.pull("q", 3)
+    damage(rq, jobs[0].id)
+    wall.advance(31)
+
+    rq.tick()
+
+    assert [rq.get(job.id).attempt for job in jobs[1:]] == [1, 1]
+    assert any(jobs[0].id in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+def test_a_damaged_job_stops_no_promotion_and_no_expiry_of_the_others(rq: rqlab.Queues, wall: Wall) -> None:
+    delayed = [rq.push("later", "n", delay=1) for _ in range(3)]
+    mortal = [rq.push("mortal", "n", ttl=1) for _ in range(3)]
+    damage(rq, delayed[0])
+    damage(rq, mortal[0])
+    wall.advance(2)
+
+    rq.tick()
+
+    assert [rq.get(job_id).state for job_id in delayed[1:]] == [State.WAITING] * 2
+    assert [rq.get(job_id).state for job_id in mortal[1:]] == [State.DLQ] * 2
+
+
+def test_a_damaged_schedule_stops_no_other_and_can_be_replaced_or_removed(
+    rq: rqlab.Queues, wall: Wall, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        rq.schedule(name, "q", name, every=10)
+    place = f"due/{wall.now + 10_000:015d}/a"
+    rq._store.write(lambda tx: tx.put_entry("schedule/a", DAMAGE, place))
+    wall.advance(11)
+
+    rq.tick()
+    rq.tick()
+
+    assert [job.name for job in rq.jobs("q")] == ["b"]
+    said = [record for record in caplog.records if "'a'" in record.getMessage()]
+    assert [record.levelno for record in said] == [logging.WARNING]  # once, not at every tick
+    assert [schedule.name for schedule in rq.schedules()] == ["b"]
+    rq.unschedule("a")
+    rq._store.write(lambda tx: tx.put_entry("schedule/a", DAMAGE, place))
+    rq.schedule("a", "q", "a", every=10)
+    assert [schedule.name for schedule in rq.schedules()] == ["a", "b"]
+
+
+def test_a_queue_whose_counters_are_damaged_stops_no_other(
+    rq: rqlab.Queues, wall: Wall, caplog: pytest.LogCaptureFixture
+) -> None:
+    rq.push("a", "n", delay=1)
+    sound = rq.push("b", "n", delay=1)
+    rq.close()
+    # Counters are kept in memory by whoever writes them, so the damage is there when the directory is opened.
+    with rqlab.open(rq.path or "", stall_timeout=30) as again:
+        again._store.write(lambda tx: tx.put_entry("queue/a", DAMAGE, "queue/a"))
+        wall.advance(2)
+        again.tick()
+
+        assert again.get(sound).state is State.WAITING
+        assert list(again.metrics()["queues"]) == ["b"]
+        assert any("queue a" in record.getMessage() for record in caplog.records)
