@@ -539,6 +539,9 @@ class Queues:
 
         For notebooks and tests. It goes on until nothing is due, or `limit` runs were started; the counter's keys are
         completed, failed, timed_out, snoozed, released and lost. Ctrl-C releases the run in flight.
+
+        A sync handler cannot be stopped here: a run that takes longer than its job's `timeout` is charged as timed out
+        when it returns, and its result is dropped. A job that is snoozed for 0 s is due again when the drain has ended.
         """
         self._refuse_if_read_only()
         handlers = executors.checked(handler)
@@ -551,14 +554,17 @@ class Queues:
         else:
             executor = InlineExecutor(handlers)
         worker = self._new_worker(executor, names)
-        worker.pulls_left = left
+        worker.pulls_left, worker.is_drain = left, True
         with self._kept_alive(worker, executor):
-            while worker.runs or self._goes_on(worker, names):
+            again_at: int | None = 0
+            while again_at is not None:
+                if not worker.in_flight() and not self._goes_on(worker, names):
+                    worker.stop()
                 now = clock.now()
                 again_at = worker.step(now)
                 if worker.refusal is not None:
                     raise worker.refusal
-                if worker.runs and again_at != now:
+                if worker.in_flight() and again_at != now:
                     bell.wait(POLL_SECONDS)
         return worker.outcomes
 

@@ -57,9 +57,11 @@ class Worker:
         self.is_stopping = False  #: no more pulls; `step` returns None when the last run has ended
         self.is_releasing = False  #: runs in flight are released at the next step
         self.pulls_left: int | None = None  #: jobs it may still pull; None: no limit
+        self.is_drain = False  #: it ends by itself: see `_ended`
         self.clock = clock  #: the instant inside a run, for its progress and logs: `step` is not there to pass it
         self._services = Services(self._progress, self._log)
         self._unstored: list[tuple[Run, Ending]] = []  #: reports that the store has not taken yet
+        self._put_off: list[tuple[Run, Ending]] = []  #: reports that are stored at the end of the drain
         self.refusal: RQLabError | None = None  #: why the store did not take the last step
         self._failures = 0  #: in a row
         self._failing_since = 0  #: when the first of them was
@@ -80,6 +82,8 @@ class Worker:
             self.release()
         if self.is_releasing:
             self._release()
+        if self.is_stopping:
+            self._unstored, self._put_off = self._unstored + self._put_off, []
         try:
             again_at = now if self._report_and_pull(now) else now + POLL_MS
             self._failures, self.refusal = 0, None
@@ -116,6 +120,10 @@ class Worker:
     def release(self) -> None:
         """Give the runs in flight back at the next step, no attempt charged."""
         self.is_stopping = self.is_releasing = True
+
+    def in_flight(self) -> int:
+        """How many runs have not ended, or not been reported though they could be."""
+        return len(self.runs) - len(self._put_off)
 
     # The parts of a step.
 
@@ -161,19 +169,33 @@ class Worker:
         for run, report in self.executor.poll():
             self._look_at = now  # there is room again
             if self.runs.get(run.job.id) is run:
-                self._unstored.append((run, report.ending(run.job)))
+                self._ended(run, report.ending(run.job), now)
         for run in self._in_flight():
             timeout_at = run.job.timeout_at
             if timeout_at is not None and max(timeout_at, run.forgiven_until) <= now:
                 self._break_off(run, Event.TIME_OUT)
+
+    def _ended(self, run: Run, ending: Ending, now: int) -> None:
+        """The run is to be reported. In a drain two things are otherwise.
+
+        It is blocked by its handlers, so nobody notices a time-out before the run has returned: then it is charged. And
+        what is snoozed for no time at all would be due again for ever: that is stored when the rest has been run.
+        """
+        timeout_at = run.job.timeout_at
+        if self.is_drain and timeout_at is not None and timeout_at <= now:  # a late step is the handler's doing
+            ending = Ending(run.job, Event.TIME_OUT)
+        if self.is_drain and ending.event is Event.SNOOZE and not milliseconds(ending.delay or 0):
+            self._put_off.append((run, ending))
+        else:
+            self._unstored.append((run, ending))
 
     def _release(self) -> None:
         for run in self._in_flight():
             self._break_off(run, Event.RELEASE)
 
     def _in_flight(self) -> list[Run]:
-        """The runs that have not ended: those whose reports only wait for the store are not stopped any more."""
-        ended = {id(run) for run, _ in self._unstored}
+        """The runs that have not ended: those whose reports only wait to be stored are not stopped any more."""
+        ended = {id(run) for run, _ in self._unstored + self._put_off}
         return [run for run in self.runs.values() if id(run) not in ended]
 
     def _break_off(self, run: Run, event: Event) -> None:
@@ -249,6 +271,7 @@ class Worker:
         if self.runs.get(run.job.id) is run:
             del self.runs[run.job.id]
         self._unstored = [(other, ending) for other, ending in self._unstored if other is not run]
+        self._put_off = [(other, ending) for other, ending in self._put_off if other is not run]
         self.executor.stop(run)
 
     def _retry_at(self, now: int, error: RQLabError) -> int:

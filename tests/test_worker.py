@@ -20,6 +20,7 @@ from rqlab.job import Job, State
 from rqlab.lifecycle import Event
 from rqlab.storage.memory import MemoryStore
 from rqlab.worker import CHECK_MS, POLL_MS, Worker
+from tests.conftest import Wall
 
 NOW = 1_767_225_600_000  # 2026-01-01 00:00:00 UTC
 STALL = 30.0  # seconds
@@ -914,6 +915,54 @@ def test_a_drain_counts_how_its_runs_ended(queues: rqlab.Queues) -> None:
 
     assert queues.drain("q", handler) == Counter(completed=2, failed=1, snoozed=1)
     assert queues.drain("q", handler) == Counter()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_drain_ends_though_a_job_is_snoozed_for_no_time_at_all(queues: rqlab.Queues, is_async: bool) -> None:
+    ran: list[str] = []
+
+    def handler(job: Job) -> None:
+        ran.append(job.name)
+        if job.name == "not-now":
+            raise rqlab.Snooze(0)
+
+    async def async_handler(job: Job) -> None:
+        handler(job)
+
+    queues.push("q", "not-now", priority=9)
+    queues.push("q", "work")
+
+    assert queues.drain("q", async_handler if is_async else handler, limit=20) == Counter(snoozed=1, completed=1)
+    assert ran == ["not-now", "work"]
+    (job,) = queues.jobs("q", state="waiting")
+    assert (job.name, job.attempt, job.deliveries) == ("not-now", 0, 1)
+    assert queues.drain("q", handler, limit=20) == Counter(snoozed=1)
+
+
+@pytest.mark.parametrize("took", [2.5, 20])
+def test_a_run_that_outlasts_its_timeout_in_a_drain_is_charged_when_it_returns(
+    queues: rqlab.Queues, wall: Wall, took: float
+) -> None:
+    job_id = queues.push("q", "slow", timeout=2, max_attempts=1)
+
+    outcomes = queues.drain("q", lambda job: wall.advance(took))
+
+    assert outcomes == Counter(timed_out=1)
+    assert queues.get(job_id).last_error == "timed out after 2 s"
+
+
+def test_ctrl_c_in_a_drain_gives_back_what_it_has_put_off(queues: rqlab.Queues) -> None:
+    def handler(job: Job) -> None:
+        if job.name == "not-now":
+            raise rqlab.Snooze(0)
+        raise KeyboardInterrupt
+
+    queues.push("q", "not-now", priority=9)
+    queues.push("q", "work")
+    with pytest.raises(KeyboardInterrupt):
+        queues.drain("q", handler, limit=20)
+
+    assert queues.counts("q").waiting == 2
 
 
 def test_a_drain_of_async_handlers_runs_them_and_ends(queues: rqlab.Queues) -> None:
