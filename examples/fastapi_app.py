@@ -20,9 +20,9 @@ import rqlab
 DIRECTORY = os.environ.get("RQLAB_DIRECTORY", "jobs")
 
 
-async def send(job: rqlab.Job, ctx: rqlab.Context) -> dict[str, str]:
+async def send(job: rqlab.Job, ctx: rqlab.AsyncContext) -> dict[str, str]:
     """Pretend to send an email, in two steps."""
-    ctx.progress(50, f"connecting for {job.data['to']}")
+    await ctx.progress(50, f"connecting for {job.data['to']}")
     await asyncio.sleep(0.1)
     return {"sent_to": job.data["to"]}
 

@@ -31,7 +31,7 @@ from rqlab.errors import (
     StoreLocked,
     ValidationError,
 )
-from rqlab.executors import Context
+from rqlab.executors import AsyncContext, Context
 from rqlab.housekeeping import Retention
 from rqlab.job import Backoff, Counts, Delivery, Job, Outcome, State
 from rqlab.lifecycle import TRANSITIONS, Change, Event
@@ -57,6 +57,7 @@ LABORATORY = {
 __all__ = [
     "MODES",
     "TRANSITIONS",
+    "AsyncContext",
     "Audit",
     "Backoff",
     "Change",

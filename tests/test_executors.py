@@ -21,7 +21,7 @@ import handlers_that_travel as travelling
 import pytest
 
 import rqlab
-from rqlab import Context, Job, LeaseLost, ValidationError, executors
+from rqlab import AsyncContext, Context, Job, LeaseLost, ValidationError, executors
 from rqlab.executors import Executor, Report, Run, Services
 from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.loop import LoopExecutor
@@ -1139,3 +1139,85 @@ def test_a_cancelled_error_of_the_handlers_own_making_is_a_failure() -> None:
             report = hands.run(data)
             assert report.event == "fail"
             assert "CancelledError" in report.error
+
+
+def test_an_async_handler_that_cancels_its_own_task_has_failed() -> None:
+    """Released, it would be pulled again at once, and for ever."""
+
+    async def handler(job: Job) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(LONG)
+
+    with on_a_loop(handler) as hands:
+        report = hands.run()
+
+    assert (report.event, "CancelledError" in report.error) == ("fail", True)
+
+
+# What an async handler says.
+
+
+def test_an_async_handler_that_says_something_does_not_block_its_loop() -> None:
+    loop_went_on = threading.Event()
+    in_time: list[bool] = []
+
+    async def handler(job: Job, ctx: AsyncContext) -> None:
+        said = ctx.progress(50, "half")
+        loop_went_on.set()
+        await said
+
+    services = Services(lambda run, percent, message: in_time.append(loop_went_on.wait(5)), lambda run, line: None)
+    ended = threading.Event()
+    executor = LoopExecutor(handler, 1, lambda may_step: ended.set(), "test")
+    executor.start(Run(Job(id="1", queue="q", name="n"), services))
+    assert ended.wait(LONG)
+    executor.close()
+
+    assert in_time == [True]
+
+
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+def test_what_an_async_handler_says_is_stored_in_order_and_before_its_end(isolation: str) -> None:
+    async def handler(job: Job, ctx: AsyncContext) -> None:
+        for number in range(30):
+            ctx.log(f"line {number}")
+        await ctx.progress(50)
+        await asyncio.to_thread(ctx.log, "from a thread")
+        ctx.progress(75, "last")
+        if job.data == "fails":
+            raise ValueError
+
+    with rqlab.memory() as rq:
+        ids = [rq.push("q", "work", data, max_attempts=1) for data in ("returns", "fails")]
+        with rq.worker("q", handler, isolation=isolation):
+            wait_for(lambda: rq.counts("q").unfinished == 0, "the end")
+
+        for job_id in ids:
+            job = rq.get(job_id)
+            assert job.logs == (*(f"line {number}" for number in range(30)), "from a thread", "last")
+            assert job.progress == 75
+
+
+def test_an_async_handler_that_awaits_what_it_says_learns_that_its_job_is_lost(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    raised: list[BaseException] = []
+
+    async def handler(job: Job, ctx: AsyncContext) -> None:
+        rq.cancel(job.id)
+        ctx.log("not awaited")
+        try:
+            await ctx.progress(50)
+        except rqlab.LeaseLost as error:
+            raised.append(error)
+        assert ctx.lost
+
+    with rqlab.memory() as rq:
+        rq.push("q", "work")
+        rq.drain("q", handler)
+    gc.collect()  # an error that nobody has retrieved is told when its future goes
+
+    assert len(raised) == 1
+    assert not [record for record in caplog.records if record.name == "asyncio"]

@@ -6,9 +6,9 @@ for workers. None of them decides anything about the job; each turns what a hand
 
 import inspect
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -17,6 +17,10 @@ from rqlab.engine import Ending
 from rqlab.errors import DeadLetter, RetryAfter, Snooze, ValidationError
 from rqlab.job import MAX_ERROR_BYTES, MAX_LOG_LINE_BYTES, NULL, Job
 from rqlab.lifecycle import Event, cut
+
+if TYPE_CHECKING:  # imported where they are used: a third of `import rqlab` otherwise
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
 
 CONTEXT_NAMES = ("ctx", "context")  # of a second parameter that is the context although it has a default
 
@@ -91,8 +95,8 @@ class Executor(Protocol):
         """Let go of threads, loops and children; nothing of them is left but threads still in a handler."""
 
 
-class Context:
-    """What a handler may know and say about its run: the second argument of `handler(job, ctx)`."""
+class _Known:
+    """What a handler may know about its run."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -118,6 +122,10 @@ class Context:
         """Whether the run should end: it was cancelled, timed out, lost or released."""
         return self._run.is_stopped or self._run.is_lost
 
+
+class Context(_Known):
+    """What a handler may know and say about its run: the second argument of `handler(job, ctx)`."""
+
     def progress(self, percent: float, message: str | None = None) -> None:
         """Store how far the run is, 0-100, and a line for the log. It is no heartbeat. LeaseLost if the job is lost."""
         checked = arguments.percent(percent)
@@ -126,6 +134,64 @@ class Context:
     def log(self, line: str) -> None:
         """Store a line in the job's log. LeaseLost if the job is lost."""
         self._run.services.log(self._run, _line(line))
+
+
+class AsyncContext(_Known):
+    """The same for an async handler. Nothing here blocks its event loop: a thread does the storing.
+
+    What is said is stored in the order of the calls, and before the end of the run is. Await a call to go on when it is
+    stored, and to have its LeaseLost raised; one that is not awaited shows in `ctx.lost`. Called in another thread than
+    the loop's, it returns when it is stored.
+    """
+
+    def __init__(self, run: Run, pool: "ThreadPoolExecutor | None" = None) -> None:
+        super().__init__(run)
+        self._pool = pool  #: the threads that store; None: those of the loop
+        self._newest: asyncio.Task[None] | None = None
+
+    def progress(self, percent: float, message: str | None = None) -> Awaitable[None]:
+        """Store how far the run is, 0-100, and a line for the log. It is no heartbeat."""
+        checked = arguments.percent(percent)
+        said = None if message is None else _line(message)
+        return self._store(lambda: self._run.services.progress(self._run, checked, said))
+
+    def log(self, line: str) -> Awaitable[None]:
+        """Store a line in the job's log."""
+        said = _line(line)
+        return self._store(lambda: self._run.services.log(self._run, said))
+
+    async def stored(self) -> None:
+        """Wait until everything said so far is stored."""
+        import asyncio
+
+        if self._newest is not None:
+            await asyncio.wait([self._newest])
+
+    def _store(self, call: Callable[[], None]) -> Awaitable[None]:
+        import asyncio
+
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # in a thread that the handler has started
+            call()
+            return _Stored()
+        before = self._newest
+
+        async def in_order() -> None:
+            if before is not None:
+                await asyncio.wait([before])
+            await loop.run_in_executor(self._pool, call)
+
+        self._newest = task = loop.create_task(in_order())
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen: a handler need not await it
+        return task
+
+
+class _Stored:
+    """What need not be waited for."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield from ()
 
 
 def is_async(handlers: Handlers) -> bool:

@@ -6,13 +6,12 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
 from typing import Any
 
 from rqlab.errors import LeaseLost
-from rqlab.executors import Handlers, Run, Services, call, is_async
+from rqlab.executors import AsyncContext, Context, Handlers, Run, Services, call, is_async
 from rqlab.executors.processes import (
     TERMINAL_SIGNALS,
     Delivery,
@@ -28,7 +27,7 @@ from rqlab.executors.processes import (
     encode,
     unpacked,
 )
-from rqlab.job import MAX_ERROR_BYTES
+from rqlab.job import MAX_ERROR_BYTES, Job
 from rqlab.lifecycle import cut
 
 
@@ -131,11 +130,17 @@ class _Child:
 def _waited_for(function: Any) -> Any:
     """An async handler as a sync one, with an event loop for each run; it keeps the handler's signature."""
 
-    async def awaited(result: Awaitable[Any]) -> Any:
-        return await result
+    async def awaited(job: Job, *context: Context) -> Any:
+        if not context:
+            return await function(job)
+        own = AsyncContext(context[0]._run)
+        try:
+            return await function(job, own)
+        finally:
+            await own.stored()
 
-    def run(*arguments: Any) -> Any:
-        return asyncio.run(awaited(function(*arguments)))
+    def run(job: Job, *context: Context) -> Any:
+        return asyncio.run(awaited(job, *context))
 
     run.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
     return run

@@ -9,10 +9,24 @@ import contextvars
 import threading
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from rqlab.executors import Context, Finished, Handlers, OnEnd, Report, Run, chosen, failure, success, wants_context
+from rqlab.executors import (
+    AsyncContext,
+    Finished,
+    Handlers,
+    OnEnd,
+    Report,
+    Run,
+    chosen,
+    failure,
+    success,
+    wants_context,
+)
 
 CLOSE_SECONDS = 5.0  # for cancelled handlers to end; one that blocks its loop is left behind with its daemon thread
+STORING_THREADS = 4  # for what handlers say: several at once share a commit
 RELEASED = Report(event="release")  # nothing is charged: the handler was given no chance to end
 
 
@@ -34,6 +48,7 @@ class LoopExecutor:
         self._runs: set[Run] = set()  #: started and not yet polled
         self._tasks: dict[Run, asyncio.Task[Report]] = {}  # touched on the loop's thread only
         self._context = contextvars.copy_context()  # each run gets a copy: it sees what was set before the worker began
+        self._pool = ThreadPoolExecutor(STORING_THREADS, f"{name}-store")  # it has no thread until a handler speaks
         self._thread: threading.Thread | None = None
         if loop is None:
             loop = asyncio.new_event_loop()
@@ -68,6 +83,7 @@ class LoopExecutor:
             self._loop.call_soon_threadsafe(self._cancel, run)
 
     def close(self) -> None:
+        self._pool.shutdown(wait=False)
         if self._thread is None:
             return
         self._loop.call_soon_threadsafe(self._cancel_all)
@@ -76,7 +92,7 @@ class LoopExecutor:
             self._loop.close()
 
     def _begin(self, run: Run) -> None:
-        task = self._loop.create_task(self._call(run), context=self._context.copy())
+        task = _Task(self._call(run), loop=self._loop, context=self._context.copy())
         self._tasks[run] = task
         task.add_done_callback(lambda done: self._end(run, done))
 
@@ -87,11 +103,18 @@ class LoopExecutor:
         self._on_end(False)
 
     async def _call(self, run: Run) -> Report:
+        context = AsyncContext(run, self._pool)
+        report = await self._report(run, context)
+        if not run.is_stopped:  # else nobody waits for the report
+            await context.stored()
+        return report
+
+    async def _report(self, run: Run, context: AsyncContext) -> Report:
         function = chosen(self._handlers, run.job)
         if isinstance(function, Report):
             return function
         try:
-            result = await (function(run.job, Context(run)) if wants_context(function) else function(run.job))
+            result = await (function(run.job, context) if wants_context(function) else function(run.job))
         except BaseException as error:  # noqa: BLE001  # also SystemExit, which would end the loop
             return RELEASED if _is_cancelled_by_others(run, error) else failure(error)
         return success(result)
@@ -113,12 +136,24 @@ class LoopExecutor:
             self._loop.stop()
 
 
+class _Task(asyncio.Task[Report]):
+    """A run's task. It notes whether it was cancelled by itself: such a run would be released and pulled for ever."""
+
+    has_cancelled_itself = False
+
+    def cancel(self, msg: Any = None) -> bool:
+        with contextlib.suppress(RuntimeError):  # no loop runs in this thread
+            self.has_cancelled_itself = self.has_cancelled_itself or asyncio.current_task() is self
+        return super().cancel(msg)
+
+
 def _is_cancelled_by_others(run: Run, error: BaseException) -> bool:
-    """Whether the run's task was cancelled, and not by us: its application ends. No fault of the handler's.
+    """Whether the run's task was cancelled, not by us nor by itself: its application ends. No fault of the handler's.
 
     A handler that raises CancelledError by itself, or passes on that of a task it awaited, was not cancelled.
     """
     if run.is_stopped or not isinstance(error, asyncio.CancelledError):
         return False
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    assert isinstance(task, _Task), "handlers run in tasks of this executor"
+    return task.cancelling() > 0 and not task.has_cancelled_itself
