@@ -33,6 +33,7 @@ from rqlab.queues import Queues
 log = logging.getLogger("rqlab")
 
 FAILED, MISUSED = 1, 2  # exit codes
+PYTHON_ONLY = " or a timedelta"  # what Python callers may also give as a duration; here it is always seconds
 RUNS_SHOWN = 20  # in `status`
 VERDICT_STYLES = {"ok": "green", "note": "yellow", "wrong": "bold red"}
 
@@ -53,7 +54,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except ValidationError as error:
-            _fail(str(error), MISUSED)
+            _fail(str(error).replace(PYTHON_ONLY, ""), MISUSED)
         except RQLabError as error:
             _fail(str(error), FAILED)
         except BrokenPipeError:  # `rqlab jobs DIR | head`: what was to be seen has been seen
@@ -404,19 +405,13 @@ def purge(
 @app.command()
 def pause(directory: Directory, queue: Queue, as_json: AsJson = False) -> None:
     """Stop pulls from a queue, in every process; pushes go on."""
-    with _managing(directory) as rq:
-        _note_unknown(rq, queue)
-        rq.pause(queue)
-    _say(documents.text({"queue": queue, "paused": True}) if as_json else f"{queue} is paused")
+    _set_paused(directory, queue, True, as_json)
 
 
 @app.command()
 def resume(directory: Directory, queue: Queue, as_json: AsJson = False) -> None:
     """End a pause."""
-    with _managing(directory) as rq:
-        _note_unknown(rq, queue)
-        rq.resume(queue)
-    _say(documents.text({"queue": queue, "paused": False}) if as_json else f"{queue} is running")
+    _set_paused(directory, queue, False, as_json)
 
 
 # Showing what it can do.
@@ -460,6 +455,14 @@ def _managing(directory: Path) -> Iterator[Queues]:
         pass
     with rqlab.open(directory) as rq:
         yield rq
+
+
+def _set_paused(directory: Path, queue: str, paused: bool, as_json: bool) -> None:
+    with _managing(directory) as rq:
+        _note_unknown(rq, queue)
+        (rq.pause if paused else rq.resume)(queue)
+    state = "paused" if paused else "running"
+    _say(documents.text({"queue": queue, "paused": paused}) if as_json else f"{queue} is {state}")
 
 
 def _rehearse(call: Callable[[Queues], object]) -> None:
@@ -595,8 +598,9 @@ def _note_unknown(rq: Queues, queue: str) -> None:
 def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
         raise ValidationError("purge: expected --yes, because nobody is at a terminal to be asked")
-    if not typer.confirm(question, err=True):
-        _fail("nothing was removed", FAILED)
+    if not typer.confirm(question, err=True):  # no error: it was asked for. The code is that of typer's own abort
+        _note("nothing was removed")
+        raise typer.Exit(FAILED)
 
 
 def _jobs(count: int) -> str:

@@ -484,6 +484,13 @@ class TestManaging:
         assert run("purge", path, "emails", "--yes").out == "purged 0 jobs\n"
         assert run("purge", path, "emails", "--state", "cancelled", "--yes", "--json").document == {"purged": 1}
 
+    @pytest.mark.parametrize("option", ["--delay", "--timeout", "--ttl", "--backoff-delay", "--max-backoff"])
+    def test_a_wrong_duration_is_told_in_the_words_of_a_command_line(self, option: str, path: Path) -> None:
+        said = refused(2, "push", path, "emails", "send", f"{option}=-1")
+
+        assert "expected a duration in seconds, " in said
+        assert "timedelta" not in said
+
     def test_purge_of_a_state_that_is_not_finished_is_refused(self, path: Path) -> None:
         run("push", path, "emails", "send")
 
@@ -501,6 +508,7 @@ class TestManaging:
             terminal.type(f"{answered}\n")
 
             assert terminal.wait() == code
+        assert ("note: nothing was removed" in terminal.said) is (answered == "n")
         with rqlab.open(path, read_only=True) as rq:
             assert rq.counts().cancelled == left
 
