@@ -1,13 +1,15 @@
 """What the tests share: a wall clock to turn by hand, and queues and engines on every store that is there."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import rqlab
 from rqlab import clock
 from rqlab.engine import Engine
+from rqlab.errors import RQLabError
 from rqlab.storage import Store
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.memory import MemoryStore
@@ -26,6 +28,21 @@ class Wall:
         return self.now
 
 
+class StubbornStore(MemoryStore):
+    """Counts its commits, and refuses as often as it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.commits = 0
+        self.refusals: list[RQLabError] = []
+
+    def write(self, work: Callable[[Any], Any]) -> Any:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.commits += 1
+        return super().write(work)
+
+
 @pytest.fixture
 def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     """The front door's clock; queues opened in the test tell its time."""
@@ -36,7 +53,10 @@ def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
 
 @pytest.fixture(params=["memory", "durable"])
 def mode(request: pytest.FixtureRequest) -> str:
-    """Each mode in turn: a test that asks for it runs once in memory and once in a directory."""
+    """Each mode in turn: a test that asks for it runs once in memory and once in a directory.
+
+    A file whose tests drive one thing by hand gives "stubborn" instead: its `store` and `engine` are of that kind.
+    """
     return str(request.param)
 
 
@@ -48,7 +68,12 @@ def rq(mode: str, tmp_path: Path) -> Iterator[rqlab.Queues]:
 
 @pytest.fixture
 def store(mode: str, tmp_path: Path) -> Iterator[Store]:
-    store: Store = MemoryStore() if mode == "memory" else DiskStore(tmp_path / "store")
+    kinds: dict[str, Callable[[], Store]] = {
+        "memory": MemoryStore,
+        "durable": lambda: DiskStore(tmp_path / "store"),
+        "stubborn": StubbornStore,
+    }
+    store = kinds[mode]()
     yield store
     store.close()
 

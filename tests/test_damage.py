@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Wall
 
 import rqlab
 from rqlab.errors import StoreCorrupt
 from rqlab.job import State
 from rqlab.storage.place import LAST, shelf
-from tests.conftest import Wall
 
 DAMAGE = b"{not a record"
 

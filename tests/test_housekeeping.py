@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import StubbornStore
 
 import rqlab
 from rqlab import housekeeping, lifecycle, schedule
 from rqlab.engine import Ending, Engine, Pull, Push
-from rqlab.errors import RQLabError, StoreBusy, StoreCorrupt
+from rqlab.errors import StoreBusy, StoreCorrupt
 from rqlab.housekeeping import DUTIES, Housekeeper, Judgement, Retention
 from rqlab.ids import Ids
 from rqlab.job import NULL, Job, State
 from rqlab.lifecycle import Event
 from rqlab.metrics import Metrics
 from rqlab.storage.disk import DiskStore
-from rqlab.storage.memory import MemoryStore
 
 NOW = 1_767_225_600_000  # 2026-01-01 00:00:00 UTC
 STALL = 30.0  # seconds; late is more than 15, a heartbeat interval is 10
@@ -28,29 +28,9 @@ SECOND, DAY = 1_000, 86_400_000
 _ids = Ids(lambda bits: 0)
 
 
-class StubbornStore(MemoryStore):
-    """Counts its commits, and refuses as often as it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.commits = 0
-        self.refusals: list[RQLabError] = []
-
-    def write(self, work: Callable[[Any], Any]) -> Any:
-        if self.refusals:
-            raise self.refusals.pop(0)
-        self.commits += 1
-        return super().write(work)
-
-
 @pytest.fixture
-def store() -> StubbornStore:
-    return StubbornStore()
-
-
-@pytest.fixture
-def engine(store: StubbornStore) -> Engine:
-    return Engine(store, lambda purpose, entity, counter: 0.5)
+def mode() -> str:
+    return "stubborn"
 
 
 @pytest.fixture

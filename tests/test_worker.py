@@ -7,41 +7,25 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from conftest import StubbornStore, Wall
 
 import rqlab
 from rqlab import executors
 from rqlab.engine import Engine, Pull, Push
-from rqlab.errors import RQLabError, StoreBusy, StoreError, StoreFull
+from rqlab.errors import StoreBusy, StoreError, StoreFull
 from rqlab.executors import Context, Executor, Finished, Report, Run
 from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.threads import ThreadExecutor
 from rqlab.ids import Ids
 from rqlab.job import Job, State
 from rqlab.lifecycle import Event
-from rqlab.storage.memory import MemoryStore
 from rqlab.worker import CHECK_MS, POLL_MS, Worker
-from tests.conftest import Wall
 
 NOW = 1_767_225_600_000  # 2026-01-01 00:00:00 UTC
 STALL = 30.0  # seconds
 HEARTBEAT = 10_000  # ms; a third of it
 
 _ids = Ids(lambda bits: 0)
-
-
-class StubbornStore(MemoryStore):
-    """Counts its commits, and refuses as often as it is told to."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.commits = 0
-        self.refusals: list[RQLabError] = []
-
-    def write(self, work: Callable[[Any], Any]) -> Any:
-        if self.refusals:
-            raise self.refusals.pop(0)
-        self.commits += 1
-        return super().write(work)
 
 
 class HandExecutor:
@@ -80,13 +64,8 @@ class HandExecutor:
 
 
 @pytest.fixture
-def store() -> StubbornStore:
-    return StubbornStore()
-
-
-@pytest.fixture
-def engine(store: StubbornStore) -> Engine:
-    return Engine(store, lambda purpose, entity, counter: 0.5)
+def mode() -> str:
+    return "stubborn"
 
 
 @pytest.fixture
