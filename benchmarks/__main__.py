@@ -17,10 +17,12 @@ import rqlab
 from benchmarks.big import big_store
 from benchmarks.machine import machine
 from benchmarks.modes import modes
+from benchmarks.processes import processes
 from benchmarks.rounds import Contender, Spread, rates, ratio
 
 BACKLOG = 300_000  # waiting jobs in memory while it is measured
 RECORD_BYTES = 300  # what a small job's record takes; the bare insert writes as much
+SECONDS_AMONG_PROCESSES = 3  # times as long as other contenders: the worst wait is a rare one
 BURST = 20  # operations between two looks at the clock
 
 
@@ -32,7 +34,7 @@ def main() -> None:
     parser.add_argument("--directory", default=None, help="on the disk to measure; the system's temporary one if none")
     parser.add_argument("--finished", type=int, default=1_000_000, help="finished jobs in the big store")
     parser.add_argument("--waiting", type=int, default=100_000, help="waiting jobs in the big store")
-    parser.add_argument("--only", choices=("durable", "modes", "memory", "big"), default=None)
+    parser.add_argument("--only", choices=("durable", "modes", "memory", "processes", "big"), default=None)
     given = parser.parse_args()
     console = Console(width=110)
     with ExitStack() as stack:
@@ -44,6 +46,8 @@ def main() -> None:
             console.print(modes(directory, given.rounds))
         if given.only in (None, "memory"):
             console.print(_memory(given.rounds, given.seconds))
+        if given.only in (None, "processes"):
+            console.print(processes(directory, given.rounds, given.seconds * SECONDS_AMONG_PROCESSES))
         if given.only in (None, "big"):
             console.print(big_store(directory, given.finished, given.waiting))
 
