@@ -170,7 +170,8 @@ class Running:
         """Stop it now: its runs are released."""
         self._requests += 2
         self._bell.ring()
-        if self._thread is not None and self._stepper != threading.get_ident():
+        is_within = threading.current_thread() is self._thread or threading.get_ident() == self._stepper
+        if self._thread is not None and not is_within:
             self._ended.wait(JOIN_SECONDS)
 
     def __enter__(self) -> "Running":

@@ -51,6 +51,7 @@ class Worker:
         self.executor = executor
         self.queues = queues
         self.stall_timeout = stall_timeout
+        self._stall_ms = milliseconds(stall_timeout)
         self.name = name  #: host:pid:thread, in every record that it holds
         self.runs: dict[str, Run] = {}  #: by job id: the runs whose leases this worker keeps
         self.outcomes: Counter[str] = Counter()  #: what it reported, by event
@@ -133,10 +134,9 @@ class Worker:
             self._look_at = self._check_at = 0
             self._failing_since = now
         self._now = now
-        stall_ms = milliseconds(self.stall_timeout)
-        if self._expected_at is None or now - self._expected_at <= stall_ms // 2:
+        if self._expected_at is None or now - self._expected_at <= self._stall_ms // 2:
             return
-        forgiven_until = now + stall_ms // 3
+        forgiven_until = now + self._stall_ms // 3
         for run in self.runs.values():
             timeout_at = run.job.timeout_at
             if timeout_at is not None and timeout_at < forgiven_until and not run.forgiven_until:
@@ -146,11 +146,10 @@ class Worker:
         """Runs that hold their jobs no more: told, stopped where possible, and their reports dropped."""
         if self.runs and now >= self._check_at:
             self._check(now)
-        for run in list(self.runs.values()):
-            if run.is_lost:
-                log.warning("%s lost job %s, delivery %d: its result is dropped", self.name, *_which(run))
-                self._give_up(run)
-                self.outcomes["lost"] += 1
+        for run in [run for run in self.runs.values() if run.is_lost]:
+            log.warning("%s lost job %s, delivery %d: its result is dropped", self.name, *_which(run))
+            self._give_up(run)
+            self.outcomes["lost"] += 1
 
     def _check(self, now: int) -> None:
         self._check_at = now + CHECK_MS
@@ -170,10 +169,10 @@ class Worker:
             self._look_at = now  # there is room again
             if self.runs.get(run.job.id) is run:
                 self._ended(run, report.ending(run.job), now)
-        for run in self._in_flight():
-            timeout_at = run.job.timeout_at
-            if timeout_at is not None and max(timeout_at, run.forgiven_until) <= now:
-                self._break_off(run, Event.TIME_OUT)
+        if any(_is_over_time(run, now) for run in self.runs.values()):
+            for run in self._in_flight():
+                if _is_over_time(run, now):
+                    self._break_off(run, Event.TIME_OUT)
 
     def _ended(self, run: Run, ending: Ending, now: int) -> None:
         """The run is to be reported. In a drain two things are otherwise.
@@ -278,7 +277,7 @@ class Worker:
         log.warning("%s could not reach the store, and tries again: %s", self.name, error)
         if not self._failures:
             self._failing_since = now
-        if self.is_stopping and now - self._failing_since >= milliseconds(self.stall_timeout):
+        if self.is_stopping and now - self._failing_since >= self._stall_ms:
             self._forget_unstored()
         pause = RETRY_MS[min(self._failures, len(RETRY_MS) - 1)]
         self._failures += 1
@@ -310,6 +309,11 @@ class Worker:
             raise
         except RQLabError as error:
             log.warning("job %s, delivery %d: progress could not be stored: %s", *_which(run), error)
+
+
+def _is_over_time(run: Run, now: int) -> bool:
+    timeout_at = run.job.timeout_at
+    return timeout_at is not None and max(timeout_at, run.forgiven_until) <= now
 
 
 def _which(run: Run) -> tuple[str, int]:
