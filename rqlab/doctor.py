@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from rqlab.engine import LISTED
-from rqlab.errors import RQLabError, StoreError
+from rqlab.engine import DUE, LISTED, OFF, SCHEDULE, decode_schedule
+from rqlab.errors import RQLabError, StoreCorrupt, StoreError
 from rqlab.job import State
+from rqlab.lifecycle import ACTIVE, DELAYED, WAITING
 from rqlab.measurement import machine
 from rqlab.queues import SETTINGS_KEY
 from rqlab.storage.cache import SETTINGS
 from rqlab.storage.entries import SQLITE_VERSION, Condition
 from rqlab.storage.locks import NETWORK_FILE_SYSTEMS, file_system
-from rqlab.storage.place import LAST, shelf, until
+from rqlab.storage.place import LAST, place, shelf, until
 from rqlab.storage.view import ReadOnlyStore
 
 WAL_RESET_FIXED = (
@@ -35,6 +36,9 @@ LARGE_WAL_BYTES = 64 * 2**20  # SQLite empties it at 4 MiB unless a reader never
 MUCH_FREE_BYTES = 64 * 2**20
 SCARCE_BYTES = 8 * 2**20  # of the disk: less than SQLite wants for its log before it empties it, twice
 RECOVERED_SECONDS = 5.0  # housekeeping ticks once a second; what is past due for longer has nobody
+PAGE = 500  # records read at once
+SHOWN_RECORDS = 5  # of damaged ones; `--json` has them all
+MAX_SCHEDULES = 100_000
 SHELVES = ("ready/", "later/", "leased/", "done/")
 
 
@@ -218,6 +222,21 @@ def counts(look: Look) -> Finding:
     return Finding("counts", Verdict.FINE, says, found)
 
 
+def records(look: Look) -> Finding:
+    """Whether every job that is not finished, and every schedule, can be read. Others go on beside a damaged one."""
+    shelves = [shelf(queue, state) for queue in look.store.queues() for state in (WAITING, DELAYED, ACTIVE)]
+    jobs = [job_id for start in shelves for job_id in _unreadable(look.store, start)]
+    schedules = _unreadable_schedules(look.store)
+    found = {"jobs": jobs, "schedules": schedules}
+    if not jobs and not schedules:
+        return Finding("records", Verdict.FINE, "every unfinished job and every schedule can be read", found)
+    wrong = [f"job {job_id}" for job_id in jobs] + [f"schedule {name!r}" for name in schedules]
+    more = len(wrong) - SHOWN_RECORDS
+    some = ", ".join(wrong[:SHOWN_RECORDS]) + (f" and {more} more" if more > 0 else "")
+    says = f"cannot be read: {some}. Restore a backup; a schedule can be registered again"
+    return Finding("records", Verdict.WRONG, says, found)
+
+
 def leases(look: Look) -> Finding:
     """Whether runs are past due and nobody has taken their jobs back."""
     past_due = 0
@@ -244,8 +263,47 @@ CHECKS: dict[str, Callable[[Look], Finding]] = {
     "file": file,
     "space": space,
     "counts": counts,
+    "records": records,
     "leases": leases,
 }
+
+
+def _unreadable(store: ReadOnlyStore, start: str) -> list[str]:
+    """The ids of the jobs on a shelf whose records cannot be read: by pages, and one by one where a page has one."""
+    damaged: list[str] = []
+    following: str | None = start
+    while (at := following) is not None:
+        try:
+            jobs = store.scan(at, start + LAST, PAGE)
+            following = place(jobs[-1]) + LAST if len(jobs) == PAGE else None
+        except StoreCorrupt:
+            following = _after_a_page(store, at, start + LAST, damaged)
+    return damaged
+
+
+def _after_a_page(store: ReadOnlyStore, at: str, end: str, damaged: list[str]) -> str | None:
+    """Read a page one by one, and note what is damaged; where the next page begins."""
+    for _ in range(PAGE):
+        there = store.first(at, end)
+        if there is None:
+            return None
+        job_id, at = there.rpartition("/")[2], there + LAST
+        try:
+            store.get(job_id)
+        except StoreCorrupt:
+            damaged.append(job_id)
+    return at
+
+
+def _unreadable_schedules(store: ReadOnlyStore) -> list[str]:
+    """The names of the schedules whose entries cannot be read."""
+    damaged: list[str] = []
+    for key, value in (each for start in (DUE, OFF) for each in store.entries(start, start + LAST, MAX_SCHEDULES)):
+        try:
+            decode_schedule(value)
+        except StoreCorrupt:
+            damaged.append(key.removeprefix(SCHEDULE))
+    return damaged
 
 
 def _isolated(name: str, check: Callable[[Look], Finding], look: Look) -> Finding:

@@ -8,6 +8,7 @@ import pytest
 from conftest import Wall
 
 import rqlab
+from rqlab import doctor
 from rqlab.errors import StoreCorrupt
 from rqlab.job import State
 from rqlab.storage.place import LAST, shelf
@@ -112,6 +113,21 @@ def test_a_damaged_schedule_stops_no_other_and_can_be_replaced_or_removed(
     rq._store.write(lambda tx: tx.put_entry("schedule/a", DAMAGE, place))
     rq.schedule("a", "q", "a", every=10)
     assert [schedule.name for schedule in rq.schedules()] == ["a", "b"]
+
+
+def test_the_doctor_names_what_cannot_be_read(rq: rqlab.Queues, wall: Wall) -> None:
+    ids = rq.push_many("q", [{"name": "n"}] * 1_100)
+    for job_id in (ids[0], ids[700]):
+        damage(rq, job_id)
+    rq.schedule("a", "q", "a", every=10)
+    rq._store.write(lambda tx: tx.put_entry("schedule/a", DAMAGE, f"due/{wall.now + 10_000:015d}/a"))
+    assert rq.path is not None
+
+    (finding,) = (each for each in doctor.examine(rq.path, wall.now) if each.check == "records")
+
+    assert finding.verdict is doctor.Verdict.WRONG
+    assert finding.found == {"jobs": [ids[0], ids[700]], "schedules": ["a"]}
+    assert ids[700] in finding.says
 
 
 def test_a_queue_whose_counters_are_damaged_stops_no_other(
