@@ -1,6 +1,7 @@
 """How many jobs were in each state, over time, and what broke meanwhile."""
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab.charts.chart import Chart, dress, meet, new_axes, say, text_box
@@ -46,14 +47,10 @@ def marks(result: Result) -> Backlog:
     runs: dict[str, list[Run]] = defaultdict(list)
     for run in told.runs:
         runs[run.job].append(run)
-    promoted: dict[str, list[float]] = defaultdict(list)
-    for event in told.events:
-        if event.kind == "promote":
-            promoted[event.job].append(event.at)
     changes: dict[float, Counter[str]] = defaultdict(Counter)
     for job in told.jobs:
         before = ""
-        for at, state in _course(job, runs[job.id], promoted[job.id], told):
+        for at, state in _course(job, runs[job.id], told.due.get(job.id, ()), told):
             changes[at][state] += 1
             if before:
                 changes[at][before] -= 1
@@ -70,12 +67,12 @@ def marks(result: Result) -> Backlog:
     return Backlog(tuple(at for at, _ in series), counts, faults, told.end or 1.0, told.seed)
 
 
-def _course(job: JobRow, runs: list[Run], promoted: list[float], told: History) -> list[tuple[float, str]]:
+def _course(job: JobRow, runs: list[Run], due: Sequence[float], told: History) -> list[tuple[float, str]]:
     """When the job got into which state. Between a failure and a promotion it is delayed."""
     first = runs[0].started if runs else told.end
-    delayed = any(job.pushed < at <= first for at in promoted)
+    delayed = any(job.pushed < at <= first for at in due)
     course = [(job.pushed, "delayed" if delayed else "waiting")]
-    course += [(at, "waiting") for at in promoted if at <= first]
+    course += [(at, "waiting") for at in due if at <= first]
     for run, after in zip(runs, [*runs[1:], None], strict=True):
         course.append((run.started, "active"))
         if run.ended is None:
@@ -88,7 +85,7 @@ def _course(job: JobRow, runs: list[Run], promoted: list[float], told: History) 
             waits = run.outcome in ("failed", "stalled", "timed_out")
             course.append((run.ended, "delayed" if waits else "waiting"))
             until = after.started if after else told.end
-            course += [(at, "waiting") for at in promoted if run.ended <= at <= until]
+            course += [(at, "waiting") for at in due if run.ended <= at <= until]
     if job.lost:
         cuts = [f.at for f in told.faults if any(word in f.kind.lower() for word in ("power", "kill", "process"))]
         known = max(at for at, _ in course)
@@ -125,7 +122,10 @@ def backlog(result: Result, *, ax: "Axes | None" = None, dark: bool = False) -> 
 
 def draw(ax: "Axes", drawn: Backlog, look: Theme) -> None:
     """The stack on matplotlib's axes, each layer named at its right end."""
+    from matplotlib.ticker import MaxNLocator
+
     dress(ax, look)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(True, axis="y", color=look.faint, linewidth=0.7)
     ax.set_xlim(0, drawn.end)
     top = [0] * len(drawn.instants)
@@ -155,7 +155,7 @@ def draw(ax: "Axes", drawn: Backlog, look: Theme) -> None:
 
 
 def _name_layers(ax: "Axes", ends: list[tuple[float, Look, int]], look: Theme) -> None:
-    """Names beside the right edge, moved apart where layers are thin."""
+    """Names and counts at the end beside the right edge, moved apart where layers are thin."""
     low, high = ax.get_ylim()
     step = (high - low) * 15 * ax.figure.dpi / 100 / ax.get_window_extent().height
     at = low + step / 2
@@ -168,11 +168,18 @@ def _name_layers(ax: "Axes", ends: list[tuple[float, Look, int]], look: Theme) -
     for n in range(len(heights) - 1, -1, -1):
         heights[n] = min(heights[n], ceiling)
         ceiling = heights[n] - step
-    for height, (middle, kind, number) in zip(heights, ends, strict=True):
-        ax.annotate(
-            f"{kind.label} {number:,}", (1, middle), xycoords=("axes fraction", "data"), xytext=(1.018, height),
-            textcoords=("axes fraction", "data"), ha="left", va="center_baseline", size=8.5, color=look.ink,
-            annotation_clip=False, arrowprops={"arrowstyle": "-", "color": look.quiet, "linewidth": 0.6, "shrinkA": 1},
+    from matplotlib.patches import Rectangle
+
+    pixel = ax.figure.dpi / 100 / ax.get_window_extent().width
+    for height, (_, kind, number) in zip(heights, ends, strict=True):
+        swatch = Rectangle(
+            (1 + 8 * pixel, height - step * 0.33), 11 * pixel, step * 0.66, transform=ax.get_yaxis_transform(),
+            facecolor=kind.colour, edgecolor=kind.ink, hatch=kind.hatch, linewidth=0, clip_on=False,
+        )  # fmt: skip
+        ax.add_patch(swatch)
+        ax.text(
+            1 + 24 * pixel, height, f"{kind.label} {number:,}", transform=ax.get_yaxis_transform(), ha="left",
+            va="center_baseline", size=8.5, color=look.ink,
         )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rqlab.backoff import retry_in
 from rqlab.charts.chart import Chart, dress, label_without_overlap, new_axes, say
-from rqlab.charts.looks import Theme, seconds, series, theme
+from rqlab.charts.looks import Theme, on_paper, seconds, series, theme
 from rqlab.job import Backoff, Job
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def draw(ax: "Axes", drawn: Delays, look: Theme) -> None:
     ax.grid(True, axis="y", color=look.faint, linewidth=0.7)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     looks = series([curve[0].strategy for curve in drawn.curves])
-    labels = []
+    labels: list[tuple[float, float, str]] = []
     for curve in drawn.curves:
         marker, colour, dash = looks[curve[0].strategy]
         at = [point.attempt for point in curve]
@@ -123,8 +123,8 @@ def draw(ax: "Axes", drawn: Delays, look: Theme) -> None:
                 at, [p.least for p in curve], [p.most for p in curve], color=colour, alpha=0.22, linewidth=0
             )
         ax.plot(
-            at, [p.delay for p in curve], color=on_dark(colour, look), linestyle=dash, marker=marker, markersize=6,
-            markeredgecolor=look.paper, markeredgewidth=0.6, linewidth=1.8,
+            at, [p.delay for p in curve], color=on_paper(colour, look.paper), linestyle=dash, marker=marker,
+            markersize=6, markeredgecolor=look.paper, markeredgewidth=0.6, linewidth=1.8,
         )  # fmt: skip
         labels.append((curve[-1].attempt, curve[-1].delay, f"{curve[0].strategy}\n{seconds(curve[-1].delay)}"))
     points = [p for curve in drawn.curves for p in curve]
@@ -152,9 +152,3 @@ def draw(ax: "Axes", drawn: Delays, look: Theme) -> None:
         "attempts that have failed so far",
         "delay (log)" if drawn.logarithmic else "delay",
     )
-
-
-def on_dark(colour: str, look: Theme) -> str:
-    from rqlab.charts.looks import on_paper
-
-    return on_paper(colour, look.paper)

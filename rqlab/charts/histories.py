@@ -3,7 +3,6 @@
 A table is a tidy DataFrame or a list of dicts, so that a live panel needs no pandas. Times are seconds since the start.
 """
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -49,13 +48,14 @@ class Run(NamedTuple):
 
 
 class Happening(NamedTuple):
-    """An event or a fault."""
+    """An event or a fault; `due` is until when the event put its job off."""
 
     at: float
     kind: str
     job: str
     worker: str
     detail: str
+    due: float | None
 
 
 class History(NamedTuple):
@@ -65,6 +65,7 @@ class History(NamedTuple):
     runs: tuple[Run, ...]  #: by start
     events: tuple[Happening, ...]  #: by time
     faults: tuple[Happening, ...]  #: by time; `worker` is the target
+    due: dict[str, tuple[float, ...]]  #: by job: when its delays and back-offs ended, as far as the events say
     end: float  #: the last instant there is anything at
     seed: int | None
 
@@ -76,14 +77,25 @@ def history(result: Result) -> History:
     for run in runs:
         if run.job not in jobs:
             jobs[run.job] = JobRow(run.job, "", run.started, None, False, 0)
-    events = sorted(_happenings(getattr(result, "events", None), "worker"))
-    faults = sorted(_happenings(getattr(result, "faults", None), "target"))
+    events = sorted(_happenings(getattr(result, "events", None), "worker"), key=_at)
+    faults = sorted(_happenings(getattr(result, "faults", None), "target"), key=_at)
     instants = [run.ended if run.ended is not None else run.started for run in runs]
     instants += [row.pushed for row in jobs.values()] + [row.finished for row in jobs.values() if row.finished]
     instants += [each.at for each in (*events, *faults)]
+    due: dict[str, set[float]] = {}
+    for event in events:
+        if event.job and (event.kind == "promote" or event.due is not None):
+            due.setdefault(event.job, set()).add(event.at if event.due is None else event.due)
     in_order = sorted(jobs.values(), key=lambda row: row.pushed)  # stable: those of one instant stay as they are
     end = max(instants, default=0.0)
-    return History(tuple(in_order), tuple(runs), tuple(events), tuple(faults), end, getattr(result, "seed", None))
+    return History(
+        tuple(in_order), tuple(runs), tuple(events), tuple(faults),
+        {job: tuple(sorted(instants)) for job, instants in due.items()}, end, getattr(result, "seed", None),
+    )  # fmt: skip
+
+
+def _at(happening: Happening) -> float:
+    return happening.at
 
 
 def rows(table: Table, *columns: str) -> Iterator[tuple[Any, ...]]:
@@ -122,7 +134,16 @@ def _runs(table: Table) -> Iterator[Run]:
 def _happenings(table: Table, worker: str) -> Iterator[Happening]:
     for at, kind, job, who, detail in rows(table, "at", "kind", "job", worker, "detail"):
         if at is not None:
-            yield Happening(float(at), *(str(each or "") for each in (kind, job, who, detail)))
+            due = detail.get("due") if isinstance(detail, Mapping) else None
+            yield Happening(float(at), *(str(each or "") for each in (kind, job, who)), _in_words(detail), due)
+
+
+def _in_words(detail: Any) -> str:
+    """What an event says: an error, or its details one by one."""
+    if isinstance(detail, Mapping):
+        said = detail.get("error") or detail.get("says")
+        return str(said) if said else ", ".join(f"{key} {value}" for key, value in detail.items())
+    return str(detail or "")
 
 
 def job_names(jobs: Sequence[JobRow]) -> dict[str, str]:
@@ -131,11 +152,16 @@ def job_names(jobs: Sequence[JobRow]) -> dict[str, str]:
 
 
 def worker_names(workers: Sequence[str]) -> dict[str, str]:
-    """Short names: without what all have in common before a colon, and at most 16 characters, the last ones."""
-    common = os.path.commonprefix(list(workers)) if len(workers) > 1 else ""
-    common = common[: common.rfind(":") + 1]
-    short = {worker: plain(worker.removeprefix(common), 10_000) or "no worker" for worker in workers}
-    return {worker: name if len(name) <= 16 else "…" + name[-15:] for worker, name in short.items()}
+    """Short names: without the host or process that all have in common, and at most 16 characters, the last ones."""
+    parts = [worker.split(":") for worker in workers]
+    common = 0
+    while len(parts) > 1 and all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
+        common += 1
+    short = {}
+    for worker, each in zip(workers, parts, strict=True):
+        name = plain(":".join(each[common:])[-40:]) or "no worker"
+        short[worker] = name if len(name) <= 16 else "…" + name[-15:]
+    return short
 
 
 def fault_look(kind: str) -> Look:

@@ -85,7 +85,7 @@ def _columns(points: list[Any]) -> tuple[dict[Any, int], tuple[str, ...]]:
     width = max(1, -(-len(points) // MOST_POINTS))
     column_of = {point: n // width for n, point in enumerate(points)}
     groups = [points[n : n + width] for n in range(0, len(points), width)]
-    names = tuple(plain(g[0], 16) if len(g) == 1 else f"{plain(g[0], 8)}–{plain(g[-1], 8)}" for g in groups)
+    names = tuple(plain(g[0], 20) if len(g) == 1 else f"{plain(g[0], 18)} …" for g in groups)
     return column_of, names
 
 
@@ -107,11 +107,15 @@ def outcome_grid(frame: Table, *, ax: "Axes | None" = None, dark: bool = False) 
     look = theme(dark)
     lines = min(len(drawn.replays), MOST_REPLAYS + 1)
     pitch = 0.26 if len(drawn.seeds) <= 20 else 0.18
-    turned = _turned(drawn)
-    below = 0.85 + 0.17 * lines + (0.55 if turned else 0.0)
+    below = 0.85 + 0.18 * lines + _depth(drawn)
     ax = ax or new_axes(look, 9.2, 0.85 + below + pitch * max(3, len(drawn.seeds)), (1.1, below, 0.3, 0.85))
     draw(ax, drawn, look)
     return Chart(ax, data(frame), drawn.said())
+
+
+def _depth(drawn: Grid) -> float:
+    """Inches that upright names of columns take below the others' line."""
+    return max(len(point) for point in drawn.points) * 0.068 - 0.05 if _turned(drawn) else 0.0
 
 
 def _turned(drawn: Grid) -> bool:
@@ -129,7 +133,7 @@ def draw(ax: "Axes", drawn: Grid, look: Theme) -> None:
     for spine in ax.spines.values():
         spine.set_visible(False)
     turned = _turned(drawn)
-    skip = -(-columns // 40) if turned else 1
+    skip = -(-columns // 45) if turned else 1
     ax.set_xticks(
         range(0, columns if drawn.points else 0, skip), drawn.points[::skip], rotation=90 if turned else 0, size=8,
         parse_math=False,
@@ -155,6 +159,6 @@ def draw(ax: "Axes", drawn: Grid, look: Theme) -> None:
     lines += [f"… and {times(more, 'more violation')}, in .data"] * (more > 0)
     ax.annotate(
         "crash point" + "".join(f"\n{line}" for line in (["", *lines] if lines else [])), (0, 0),
-        xycoords="axes fraction", xytext=(0, -62 if turned else -22), textcoords="offset points", ha="left", va="top",
+        xycoords="axes fraction", xytext=(0, -22 - 72 * _depth(drawn)), textcoords="offset points", ha="left", va="top",
         size=8, color=look.ink, family="monospace", parse_math=False, linespacing=1.3,
     )  # fmt: skip

@@ -3,7 +3,9 @@
 A hundred jobs mostly go one of a few ways, so beyond a screenful jobs of one course share a row, with their number.
 """
 
+import textwrap
 from collections import Counter, defaultdict
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab.charts.chart import Chart, dress, new_axes, say
@@ -60,7 +62,7 @@ def marks(result: Result) -> Retries:
         mine = runs[job.id]
         gaps = [
             max(0.0, after.started - (before.ended if before.ended is not None else after.started))
-            for before, after in zip(mine, mine[1:], strict=False)
+            for before, after in pairwise(mine)
         ]
         end = "lost" if job.lost else job.state or (mine[-1].outcome if mine else "waiting")
         outcomes = tuple(run.outcome for run in mine)
@@ -72,7 +74,7 @@ def marks(result: Result) -> Retries:
     hidden = f"{times(len(left), 'more row')} not drawn: {times(sum(len(c.jobs) for c in left), 'job')}" if left else ""
     longest = max((len(course.outcomes) for course in courses), default=1)
     summary = _summary(single)
-    columns = max(2, min(longest, MOST_RUNS))
+    columns = max(3, min(longest, MOST_RUNS))
     return Retries(tuple(courses[:MOST_ROWS]), columns, gathered, hidden, summary, told.seed)
 
 
@@ -143,8 +145,8 @@ def draw(ax: "Axes", drawn: Retries, look: Theme) -> None:
     ax.tick_params(axis="y", length=0)
     ax.set_yticks(range(len(drawn.courses)), [course.name for course in drawn.courses], size=8.5, parse_math=False)
     ax.set_xticks(range(1, drawn.columns + 1))
-    half = 0.012 * drawn.columns + 0.09
-    pixels = ax.get_window_extent().width / (drawn.columns + 0.55) * 100 / ax.figure.dpi
+    pixels = ax.get_window_extent().width / (drawn.columns + 0.55) * 100 / ax.figure.dpi  # a run
+    half = 13 / pixels
     for row, course in enumerate(drawn.courses):
         for run, outcome in enumerate(course.outcomes[: drawn.columns], 1):
             kind = OUTCOMES.get(outcome, OUTCOMES["active"])
@@ -163,19 +165,20 @@ def draw(ax: "Axes", drawn: Retries, look: Theme) -> None:
         )  # fmt: skip
     title = "How often jobs ran" + (", alike ones in one row" if drawn.gathered else "")
     seed = f"   seed {drawn.seed}" if drawn.seed is not None else ""
-    say(ax, look, title, _two_lines(drawn.summary), "run" + (f" ({drawn.hidden})" if drawn.hidden else ""), up=0.0)
+    say(
+        ax,
+        look,
+        title,
+        textwrap.fill(drawn.summary, 124),
+        "run" + (f" ({drawn.hidden})" if drawn.hidden else ""),
+        up=0.0,
+    )
     kinds = dict.fromkeys(OUTCOMES.get(o, OUTCOMES["active"]) for c in drawn.courses for o in c.outcomes)
     said = "   ".join([*(kind.label for kind in kinds), f"{WAIT.glyph} between runs: back-off, then the line"]) + seed
     ax.annotate(
         said, (0, 0), xycoords="axes fraction", xytext=(0, -40), textcoords="offset points", ha="left", va="top",
         size=8, color=look.quiet,
     )  # fmt: skip
-
-
-def _two_lines(summary: str) -> str:
-    import textwrap
-
-    return textwrap.fill(summary, 118, max_lines=2, placeholder=" …")
 
 
 def _draw_wait(

@@ -32,8 +32,6 @@ MOST_LANES = 120  # a taller picture is no picture
 
 #: What a bar is, besides a run with its outcome.
 PARTS: dict[str, Look] = {"wait": WAIT, "lease": LEASE, "in line": STATES["waiting"]}
-#: Kinds of fault that strike every lane, whatever target they name.
-EVERYWHERE = ("power", "process", "all", "recover", "wall", "clock")
 
 
 class Lane(NamedTuple):
@@ -153,7 +151,7 @@ def _died_at(run: Run, end: float, told: History) -> float | None:
 def _strikes(fault: Happening, worker: str) -> bool:
     kind = fault.kind.lower()
     deadly = any(word in kind for word in ("crash", "kill", "power", "freeze"))
-    return deadly and (fault.worker in ("", worker) or any(word in kind for word in EVERYWHERE))
+    return deadly and (fault.worker in ("", worker) or "power" in kind)
 
 
 def _worker_lanes(told: History, names: dict[str, str], most: int) -> tuple[list[Lane], list[Bar], str]:
@@ -201,10 +199,6 @@ def _job_lanes(told: History, names: dict[str, str], most: int) -> tuple[list[La
     if len(shown) > most:
         ranked = sorted(shown, key=lambda n: (-_trouble(told.jobs[n], by_job[told.jobs[n].id]), -n))
         shown = set(ranked[:most])
-    promoted: dict[str, list[float]] = defaultdict(list)
-    for event in told.events:
-        if event.kind == "promote":
-            promoted[event.job].append(event.at)
     lanes: list[Lane] = []
     bars: list[Bar] = []
     for job in (told.jobs[n] for n in sorted(shown)):
@@ -213,7 +207,7 @@ def _job_lanes(told: History, names: dict[str, str], most: int) -> tuple[list[La
         lanes.append(Lane(name, job.id, row, 1))
         since, part = job.pushed, "in line"
         for run in by_job[job.id]:
-            due = next((at for at in promoted[job.id] if since <= at <= run.started), None)
+            due = next((at for at in told.due.get(job.id, ()) if since < at <= run.started), None)
             if due is not None:  # it was delayed, became due, and then waited for a worker
                 bars.append(Bar(row, since, due, "wait", "", job.id, name, "", 0))
                 since, part = due, "in line"
@@ -260,7 +254,7 @@ def _fault_marks(told: History, lanes: list[Lane], by: str) -> list[Mark]:
     recoveries = [event for event in told.events if "recover" in event.kind.lower() and not event.job]
     for fault in (*told.faults, *recoveries):
         look = fault_look(fault.kind)
-        lane = None if any(word in fault.kind.lower() for word in EVERYWHERE) else by_name.get(fault.worker)
+        lane = None if "power" in fault.kind.lower() else by_name.get(fault.worker)
         target = f" {by_name[fault.worker].name if fault.worker in by_name else short.get(fault.worker, '')}".rstrip()
         drawn.append(Mark(fault.at, lane.row if lane else None, look, f"{look.glyph} {look.word}{target}", True))
     return drawn
@@ -398,8 +392,8 @@ def _draw_bars(ax: "Axes", drawn: Timeline, look: Theme, pixels: float, pitch: f
         if not mark.fault and mark.row is not None:
             ax.annotate(
                 mark.look.glyph, (mark.at, mark.row), xytext=(2, 0), textcoords="offset points", ha="left",
-                va="center_baseline", size=max(4.0, min(8.5, size * 1.15)), color=on_paper(mark.look.colour, look.paper),
-                weight="bold", zorder=6, annotation_clip=False,
+                va="center_baseline", size=max(4.0, min(8.5, size * 1.15)), weight="bold", zorder=6,
+                color=on_paper(mark.look.colour, look.paper), annotation_clip=False,
             )  # fmt: skip
 
 

@@ -79,7 +79,8 @@ def _patterns(legend: tuple[Look, ...], name: str) -> str:
             fill = "" if bare else f'<rect width="6" height="6" fill="{look.colour}"/>'
             lines = PATTERNS[look.hatch].format(ink=look.colour if bare else look.ink)
             made.append(
-                f'<pattern id="{name}-{_key(look)}" width="6" height="6" patternUnits="userSpaceOnUse">{fill}{lines}</pattern>'
+                f'<pattern id="{name}-{_key(look)}" width="6" height="6" patternUnits="userSpaceOnUse">'
+                f"{fill}{lines}</pattern>"
             )
     return f"<defs>{''.join(made)}</defs>" if made else ""
 
@@ -136,7 +137,8 @@ def _bar(bar: Bar, scale: float, pitch: int, name: str, by: str) -> str:
     middle = x + width / 2
     wide = min(max(len(words) * LETTER + 2, 13), width)
     cover = (
-        f'<rect x="{middle - wide / 2:.1f}" y="{top + 2:.1f}" width="{wide:.1f}" height="{high - 4:.1f}" fill="{look.colour}"/>'
+        f'<rect x="{middle - wide / 2:.1f}" y="{top + 2:.1f}" width="{wide:.1f}" height="{high - 4:.1f}" '
+        f'fill="{look.colour}"/>'
         if look.hatch
         else ""
     )
