@@ -68,7 +68,7 @@ def attempts(
     `active` and no `ended`. A history keeps the newest 100 deliveries, and so does this.
     """
     start = _start(records) if since is None else since
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for job in records:
         before = job.created_at
         for line in job.history:

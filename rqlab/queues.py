@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import msgspec
 
 from rqlab import arguments, clock, durability, executors, schedule
+from rqlab import job as nouns
 from rqlab.arguments import shown
 from rqlab.clock import Bell
 from rqlab.engine import LISTED, Ending, Engine, Pull, Push
@@ -62,6 +63,15 @@ _random = random.Random()  # seeded by the system; ids must be unique, not secre
 os.register_at_fork(after_in_child=_random.seed)  # a child would draw its parent's numbers
 _ids = Ids(_random.getrandbits)  # one for the process: ids rise strictly across all its queues
 os.register_at_fork(after_in_child=_ids.part_from_parent)  # runs after the new seed
+
+
+def _as_html(noun: object) -> str:
+    from rqlab import html  # when a notebook first shows one
+
+    return html.of(noun)
+
+
+nouns.html_writer = _as_html
 
 
 class _Settings(msgspec.Struct, frozen=True):
@@ -561,6 +571,18 @@ class Queues:
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else repr(str(self.path))
         return f"<rqlab.Queues {where} {self.durability}{' read_only' if self.read_only else ''}>"
+
+    def _repr_html_(self) -> str | None:
+        """Queues and their jobs by state, for notebooks; the plain repr where they cannot be read, as after a close."""
+        from rqlab import html
+
+        try:
+            numbers = {queue: self.counts(queue) for queue in self.queues()}
+            paused = self.paused()
+        except RQLabError:
+            return None
+        where = "in memory" if self.path is None else str(self.path)
+        return html.queues(where, self.durability + (", read only" if self.read_only else ""), numbers, paused)
 
     # Below: checks, and the making of parts.
 

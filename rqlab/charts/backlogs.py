@@ -1,5 +1,6 @@
 """How many jobs were in each state, over time, and what broke meanwhile."""
 
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -115,7 +116,7 @@ def backlog(result: Result, *, ax: "Axes | None" = None, dark: bool = False) -> 
     """Draw how many jobs were in each state, stacked, with a line where something broke."""
     drawn = marks(result)
     look = theme(dark)
-    ax = ax or new_axes(look, 9.2, 4.4, (0.75, 0.95, 1.25, 1.15))
+    ax = ax or new_axes(look, 9.2, 4.5, (0.75, 0.7, 1.25, 1.3))
     draw(ax, drawn, look)
     return Chart(ax, data(drawn), drawn.said())
 
@@ -149,9 +150,9 @@ def draw(ax: "Axes", drawn: Backlog, look: Theme) -> None:
         colour = on_paper(kind.colour, look.paper)
         ax.axvline(when, color=colour, linewidth=1.6, linestyle=(0, (4, 2)))
         _fault_words(ax, when, kind, colour, taken)
-    said = drawn.said()
+    said = textwrap.fill(drawn.said()[:-1], 112, max_lines=2, placeholder=" …")
     seed = f", seed {drawn.seed}" if drawn.seed is not None else ""
-    say(ax, look, "Jobs by state", said[:1].upper() + said[1:-1], f"seconds since the start{seed}", "jobs", up=0.34)
+    say(ax, look, "Jobs by state", said, f"seconds since the start{seed}", "jobs", up=0.34)
 
 
 def _name_layers(ax: "Axes", ends: list[tuple[float, Look, int]], look: Theme) -> None:

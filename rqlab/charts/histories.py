@@ -3,7 +3,7 @@
 A table is a tidy DataFrame or a list of dicts, so that a live panel needs no pandas. Times are seconds since the start.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from rqlab.charts.looks import FAULTS, Look, plain, seconds
@@ -48,14 +48,11 @@ class Run(NamedTuple):
 
 
 class Happening(NamedTuple):
-    """An event or a fault; `due` is until when the event put its job off."""
+    """A fault, or a recovery."""
 
     at: float
     kind: str
-    job: str
-    worker: str
-    detail: str
-    due: float | None
+    worker: str  #: the target; empty strikes all
 
 
 class History(NamedTuple):
@@ -63,58 +60,63 @@ class History(NamedTuple):
 
     jobs: tuple[JobRow, ...]  #: in push order
     runs: tuple[Run, ...]  #: by start
-    events: tuple[Happening, ...]  #: by time
-    faults: tuple[Happening, ...]  #: by time; `worker` is the target
-    due: dict[str, tuple[float, ...]]  #: by job: when its delays and back-offs ended, as far as the events say
+    faults: tuple[Happening, ...]  #: by time
+    recoveries: tuple[Happening, ...]  #: by time
+    beats: dict[str, list[float]]  #: by job: its heartbeats, by time
+    due: dict[str, list[float]]  #: by job: when its delays and back-offs ended, as far as the events say
+    start: float
     end: float  #: the last instant there is anything at
     seed: int | None
 
 
-def history(result: Result) -> History:
-    """Read a result. Jobs that only attempts tell of are added, so that attempts alone can be drawn."""
+def history(result: Result, newest: int | None = None) -> History:
+    """Read a result. Jobs that only attempts tell of are added, so that attempts alone can be drawn.
+
+    `newest` keeps so many runs, what happened since the first of them, and the jobs that are concerned.
+    """
     runs = sorted(_runs(result.attempts), key=lambda run: (run.started, run.job))
     jobs = {row.id: row for row in _jobs(getattr(result, "jobs", None))}
     for run in runs:
         if run.job not in jobs:
             jobs[run.job] = JobRow(run.job, "", run.started, None, False, 0)
-    events = sorted(_happenings(getattr(result, "events", None), "worker"), key=_at)
-    faults = sorted(_happenings(getattr(result, "faults", None), "target"), key=_at)
-    instants = [run.ended if run.ended is not None else run.started for run in runs]
+    faults = sorted(_faults(getattr(result, "faults", None)))
+    recoveries, beats, due, last = _events(getattr(result, "events", None))
+    instants = [run.started if run.ended is None else run.ended for run in runs]
     instants += [row.pushed for row in jobs.values()] + [row.finished for row in jobs.values() if row.finished]
-    instants += [each.at for each in (*events, *faults)]
-    due: dict[str, set[float]] = {}
-    for event in events:
-        if event.job and (event.kind == "promote" or event.due is not None):
-            due.setdefault(event.job, set()).add(event.at if event.due is None else event.due)
+    instants += [each.at for each in faults]
     in_order = sorted(jobs.values(), key=lambda row: row.pushed)  # stable: those of one instant stay as they are
-    end = max(instants, default=0.0)
+    start, end = 0.0, max(instants, default=0.0)
+    if newest is not None and len(runs) > newest:
+        runs = runs[-newest:]
+        start = runs[0].started
+        concerned = {run.job for run in runs}
+        in_order = [row for row in in_order if row.id in concerned or row.finished is None]
+        faults = [fault for fault in faults if fault.at >= start]
+        recoveries = [each for each in recoveries if each.at >= start]
     return History(
-        tuple(in_order), tuple(runs), tuple(events), tuple(faults),
-        {job: tuple(sorted(instants)) for job, instants in due.items()}, end, getattr(result, "seed", None),
+        tuple(in_order), tuple(runs), tuple(faults), tuple(recoveries), beats, due, start, max(end, last),
+        getattr(result, "seed", None),
     )  # fmt: skip
 
 
-def _at(happening: Happening) -> float:
-    return happening.at
-
-
-def rows(table: Table, *columns: str) -> Iterator[tuple[Any, ...]]:
+def rows(table: Table, *columns: str) -> Iterable[Sequence[Any]]:
     """The columns of a table, row by row; None for what is missing."""
     if table is None:
-        return
+        return ()
     if hasattr(table, "columns"):
-        values = [table[name].tolist() if name in table.columns else [None] * len(table) for name in columns]
-        for row in zip(*values, strict=True):
-            yield tuple(_known(value) for value in row)
-        return
-    for each in table:
-        row_of: Mapping[str, Any] = each
-        yield tuple(_known(row_of.get(name)) for name in columns)
+        return zip(
+            *(_cells(table[name]) if name in table.columns else [None] * len(table) for name in columns), strict=True
+        )
+    return ([value if (value := row.get(name)) == value else None for name in columns] for row in table)
 
 
-def _known(value: Any) -> Any:
-    """None for pandas' several words for it."""
-    return None if type(value).__name__ == "NAType" or value != value else value
+def _cells(column: Any) -> list[Any]:
+    """The cells of a pandas column, with None for its several words for nothing."""
+    cells: list[Any] = column.tolist()
+    try:
+        return [cell if cell == cell else None for cell in cells]
+    except TypeError:  # pandas.NA is neither
+        return [None if gone else cell for cell, gone in zip(cells, column.isna().tolist(), strict=True)]
 
 
 def _jobs(table: Table) -> Iterator[JobRow]:
@@ -131,19 +133,46 @@ def _runs(table: Table) -> Iterator[Run]:
             yield Run(str(job), int(delivery or 0), str(worker or ""), float(started), ended, said)
 
 
-def _happenings(table: Table, worker: str) -> Iterator[Happening]:
-    for at, kind, job, who, detail in rows(table, "at", "kind", "job", worker, "detail"):
+def _faults(table: Table) -> Iterator[Happening]:
+    for at, kind, target in rows(table, "at", "kind", "target"):
         if at is not None:
-            due = detail.get("due") if isinstance(detail, Mapping) else None
-            yield Happening(float(at), *(str(each or "") for each in (kind, job, who)), _in_words(detail), due)
+            yield Happening(float(at), str(kind or ""), str(target or ""))
 
 
-def _in_words(detail: Any) -> str:
+def _events(table: Table) -> tuple[list[Happening], dict[str, list[float]], dict[str, list[float]], float]:
+    """Recoveries, heartbeats, ends of delays, and the last instant: what pictures take from the events."""
+    recoveries: list[Happening] = []
+    beats: dict[str, list[float]] = {}
+    due: dict[str, set[float]] = {}
+    last = 0.0
+    for at, kind, job, worker, detail in rows(table, "at", "kind", "job", "worker", "detail"):
+        if at is None:
+            continue
+        last = max(last, at)
+        if kind == "heartbeat":
+            beats.setdefault(job, []).append(at)
+        elif kind == "promote":
+            due.setdefault(job, set()).add(at)
+        elif type(detail) is dict and detail.get("due") is not None:
+            due.setdefault(job, set()).add(float(detail["due"]))
+        elif kind and "recover" in str(kind) and not job:
+            recoveries.append(Happening(float(at), str(kind), str(worker or "")))
+    for each in beats.values():
+        each.sort()
+    return sorted(recoveries), beats, {job: sorted(instants) for job, instants in due.items()}, last
+
+
+def in_words(detail: Any) -> str:
     """What an event says: an error, or its details one by one."""
     if isinstance(detail, Mapping):
         said = detail.get("error") or detail.get("says")
         return str(said) if said else ", ".join(f"{key} {value}" for key, value in detail.items())
     return str(detail or "")
+
+
+def names_in(table: Table) -> dict[str, str]:
+    """The short names of the jobs in a table, the same that its pictures have."""
+    return job_names(sorted(_jobs(table), key=lambda row: row.pushed))
 
 
 def job_names(jobs: Sequence[JobRow]) -> dict[str, str]:
@@ -152,7 +181,7 @@ def job_names(jobs: Sequence[JobRow]) -> dict[str, str]:
 
 
 def worker_names(workers: Sequence[str]) -> dict[str, str]:
-    """Short names: without the host or process that all have in common, and at most 16 characters, the last ones."""
+    """Short names: without the host or process that all have in common, and at most 14 characters, the last ones."""
     parts = [worker.split(":") for worker in workers]
     common = 0
     while len(parts) > 1 and all(len(p) > common + 1 and p[common] == parts[0][common] for p in parts):
@@ -160,7 +189,7 @@ def worker_names(workers: Sequence[str]) -> dict[str, str]:
     short = {}
     for worker, each in zip(workers, parts, strict=True):
         name = plain(":".join(each[common:])[-40:]) or "no worker"
-        short[worker] = name if len(name) <= 16 else "…" + name[-15:]
+        short[worker] = name if len(name) <= 14 else "…" + name[-13:]
     return short
 
 

@@ -169,7 +169,7 @@ def draw(ax: "Axes", drawn: Retries, look: Theme) -> None:
         ax,
         look,
         title,
-        textwrap.fill(drawn.summary, 124),
+        textwrap.fill(drawn.summary, 112, max_lines=2, placeholder=" …"),
         "run" + (f" ({drawn.hidden})" if drawn.hidden else ""),
         up=0.0,
     )

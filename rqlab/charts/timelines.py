@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_TICKS = 400  # heartbeats; more are a grey smear and are counted instead
+LEGEND_COLUMNS = 6
 MOST_LANES = 120  # a taller picture is no picture
 
 #: What a bar is, besides a run with its outcome.
@@ -62,10 +63,10 @@ class Bar(NamedTuple):
 
     def said(self) -> str:
         """What hovering over it says."""
-        span = f"{clock(self.start)} to {clock(self.end)}"
+        span = f"{clock(self.start)}–{clock(self.end)}"
         if self.part != "run":
-            return f"{self.name}: {self.look.word}, {span}"
-        return f"{self.name}, run {self.delivery} on {plain(self.worker)}: {self.look.word}, {span}"
+            return f"{self.name} {self.look.word} {span}"
+        return f"{self.name} run {self.delivery} on {plain(self.worker)}: {self.look.word} {span}"
 
 
 class Mark(NamedTuple):
@@ -87,6 +88,7 @@ class Timeline(NamedTuple):
     ticks: tuple[tuple[int, float], ...]  #: heartbeats: row, instant
     marks: tuple[Mark, ...]
     rows: int
+    start: float
     end: float
     legend: tuple[Look, ...]
     hidden: str  #: what is not drawn, in words
@@ -98,16 +100,23 @@ class Timeline(NamedTuple):
         return f"Timeline by {self.by}: {self.summary}." + (f" {self.hidden}." if self.hidden else "")
 
 
-def marks(result: Result, by: Literal["worker", "job"] = "worker", most: int = MOST_LANES) -> Timeline:
-    """Lanes, bars and marks. Of more than `most` jobs those with trouble are kept, then the newest."""
+def marks(
+    result: Result, by: Literal["worker", "job"] = "worker", most: int = MOST_LANES, newest: int | None = None
+) -> Timeline:
+    """Lanes, bars and marks. Of more than `most` jobs those with trouble are kept, then the newest.
+
+    `newest` draws only so many runs, from the first of them on.
+    """
     if by not in ("worker", "job"):
         raise ValueError(f"by: expected 'worker' or 'job', got {by!r}")
-    told = history(result)
+    told = history(result, newest)
     names = job_names(told.jobs)
     if by == "worker":
         lanes, bars, hidden = _worker_lanes(told, names, most)
     else:
         lanes, bars, hidden = _job_lanes(told, names, most)
+    if told.start:
+        bars = [bar._replace(start=max(bar.start, told.start)) for bar in bars if bar.end > told.start]
     rows = sum(lane.rows for lane in lanes)
     ticks, beats = _ticks(told, bars)
     drawn = _fault_marks(told, lanes, by)
@@ -118,8 +127,8 @@ def marks(result: Result, by: Literal["worker", "job"] = "worker", most: int = M
     legend = tuple(sorted(seen, key=order.index))
     said = ". ".join(part for part in (hidden, beats) if part)
     return Timeline(
-        by, tuple(lanes), tuple(bars), ticks, tuple(sorted(drawn, key=lambda mark: mark.at)), rows, told.end or 1.0,
-        legend, said, _summary(told), told.seed,
+        by, tuple(lanes), tuple(bars), ticks, tuple(sorted(drawn, key=lambda mark: mark.at)), rows, told.start,
+        told.end if told.end > told.start else told.start + 1, legend, said, _summary(told), told.seed,
     )  # fmt: skip
 
 
@@ -140,11 +149,7 @@ def _died_at(run: Run, end: float, told: History) -> float | None:
     hits = [fault.at for fault in told.faults if run.started <= fault.at <= end and _strikes(fault, run.worker)]
     if hits:
         return hits[0]
-    beats = [
-        event.at
-        for event in told.events
-        if event.kind == "heartbeat" and event.job == run.job and run.started <= event.at <= end
-    ]
+    beats = [at for at in told.beats.get(run.job, ()) if run.started <= at <= end]
     return beats[-1] if beats else None
 
 
@@ -232,18 +237,20 @@ def _trouble(job: JobRow, runs: list[Run]) -> int:
 
 
 def _ticks(told: History, bars: list[Bar]) -> tuple[tuple[tuple[int, float], ...], str]:
-    beats = [event for event in told.events if event.kind == "heartbeat"]
-    if len(beats) > MOST_TICKS:
-        return (), f"{times(len(beats), 'heartbeat')} not drawn"
+    number = sum(len(beats) for beats in told.beats.values())
+    if number > MOST_TICKS:
+        return (), f"{times(number, 'heartbeat')} not drawn"
     by_job: dict[str, list[Bar]] = defaultdict(list)
     for bar in bars:
         if bar.part == "run":
             by_job[bar.job].append(bar)
-    ticks = []
-    for beat in beats:
-        row = next((bar.row for bar in by_job[beat.job] if bar.start <= beat.at <= bar.end), None)
-        if row is not None:
-            ticks.append((row, beat.at))
+    ticks = [
+        (bar.row, at)
+        for job, beats in told.beats.items()
+        for at in beats
+        for bar in by_job[job]
+        if bar.start <= at <= bar.end
+    ]
     return tuple(ticks), ""
 
 
@@ -251,8 +258,7 @@ def _fault_marks(told: History, lanes: list[Lane], by: str) -> list[Mark]:
     by_name = {lane.full_name: lane for lane in lanes} if by == "worker" else {}
     short = worker_names(sorted({lane.full_name for lane in lanes} | {fault.worker for fault in told.faults} - {""}))
     drawn = []
-    recoveries = [event for event in told.events if "recover" in event.kind.lower() and not event.job]
-    for fault in (*told.faults, *recoveries):
+    for fault in (*told.faults, *told.recoveries):
         look = fault_look(fault.kind)
         lane = None if "power" in fault.kind.lower() else by_name.get(fault.worker)
         target = f" {by_name[fault.worker].name if fault.worker in by_name else short.get(fault.worker, '')}".rstrip()
@@ -287,7 +293,7 @@ def _summary(told: History) -> str:
         f"{times(len(told.jobs), 'job')}" + (f" ({', '.join(ended)})" if ended else ""),
         f"{times(len(told.runs), 'run')} on {times(workers, 'worker')}" + (f" ({runs})" if runs else ""),
         ", ".join(times(n, word) for word, n in faults.items()) or "no faults",
-        f"{clock(told.end)} in all",
+        f"{clock(told.end - told.start)} in all",
     ]
     return "; ".join(parts)
 
@@ -321,7 +327,8 @@ def timeline(
     look = theme(dark)
     if ax is None:
         pitch = max(0.085, min(0.30, 7.5 / max(1, drawn.rows)))  # inches a row
-        ax = new_axes(look, 9.2, 2.3 + pitch * max(2, drawn.rows), (1.25, 1.0, 0.3, 1.3))
+        below = 0.68 + 0.17 * -(-(len(drawn.legend) + 1) // LEGEND_COLUMNS)
+        ax = new_axes(look, 9.2, 1.3 + below + pitch * max(2, drawn.rows), (1.25, below, 0.3, 1.3))
     draw(ax, drawn, look)
     return Chart(ax, data(drawn), drawn.said())
 
@@ -329,13 +336,14 @@ def timeline(
 def draw(ax: "Axes", drawn: Timeline, look: Theme) -> None:
     """The marks on matplotlib's axes."""
     dress(ax, look)
-    ax.set_xlim(-drawn.end * 0.01, drawn.end * 1.03)
+    span = drawn.end - drawn.start
+    ax.set_xlim(drawn.start - span * 0.01, drawn.end + span * 0.03)
     ax.set_ylim(max(2, drawn.rows) - 0.45, -0.6)
     ax.grid(True, axis="x", color=look.faint, linewidth=0.7)
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
     box = ax.get_window_extent()
-    pixels = box.width / (drawn.end * 1.04)  # a second
+    pixels = box.width / (span * 1.04)  # a second
     pitch = box.height / (max(2, drawn.rows) + 0.15)  # pixels a row
     scale = ax.figure.dpi / 100
     skip = max(1, round(12.5 * scale / pitch + 0.49))  # a name needs so many rows
@@ -355,7 +363,7 @@ def draw(ax: "Axes", drawn: Timeline, look: Theme) -> None:
     title = "Who ran what, when" if drawn.by == "worker" else "What became of each job"
     seed = f", seed {drawn.seed}" if drawn.seed is not None else ""
     below = f"seconds since the start{seed}" + (f" ({drawn.hidden})" if drawn.hidden else "")
-    say(ax, look, title, textwrap.fill(drawn.summary, 124, max_lines=2, placeholder=" …"), below, up=0.34)
+    say(ax, look, title, textwrap.fill(drawn.summary, 112, max_lines=2, placeholder=" …"), below, up=0.34)
     _draw_legend(ax, drawn, look)
 
 
@@ -445,6 +453,7 @@ def _draw_legend(ax: "Axes", drawn: Timeline, look: Theme) -> None:
         handles.append(Line2D([], [], color=look.ink, marker="|", linestyle="none", label="heartbeat"))
     below = -0.48 * ax.figure.dpi / ax.get_window_extent().height
     ax.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0, below), ncols=min(len(handles), 6), frameon=False,
+        handles=handles, loc="upper left", bbox_to_anchor=(0, below), frameon=False,
+        ncols=min(len(handles), LEGEND_COLUMNS),
         fontsize=8, labelcolor=look.ink, handlelength=1.8, columnspacing=1.2, borderaxespad=0, borderpad=0,
     )  # fmt: skip

@@ -3,9 +3,11 @@
 Colours of the paper are Jupyter's variables with a fallback, so that one text reads in light and dark.
 """
 
+import math
 from html import escape
 
-from rqlab.charts.looks import LEASE, WAIT, Look, plain, seconds, three_digits
+from rqlab.charts.histories import clock
+from rqlab.charts.looks import LEASE, WAIT, Look, plain, seconds
 from rqlab.charts.timelines import Bar, Timeline
 
 INK = "var(--jp-ui-font-color1, currentColor)"
@@ -41,13 +43,14 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
     lanes = max(1, drawn.rows) * pitch
     height = TOP + lanes + 22 + 18 * _legend_rows(drawn, width)
-    scale = (width - LEFT - RIGHT) / drawn.end
+    scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
+    zero = LEFT - drawn.start * scale
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
         f'style="max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}" fill="currentColor">'
         f"<title>Timeline by {drawn.by}</title><desc>{text(drawn.said(), 2000)}</desc>",
         _patterns(drawn.legend, name),
-        _axis(drawn, scale, pitch, lanes),
+        _axis(drawn, zero, scale, pitch, lanes),
     ]
     skip = -(-12 // pitch)
     last = -skip
@@ -60,11 +63,11 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
                 f"<title>{text(lane.full_name, 80)}</title></text>"
             )
             last = middle  # type: ignore[assignment]
-    parts += [_bar(bar, scale, pitch, name, drawn.by) for bar in drawn.bars]
+    parts += [_bar(bar, zero, scale, pitch, name, drawn.by) for bar in drawn.bars]
     if drawn.ticks:
-        beats = "".join(f"M{LEFT + at * scale:.1f} {TOP + (row + 0.72) * pitch:.1f}v4" for row, at in drawn.ticks)
+        beats = "".join(f"M{zero + at * scale:.1f} {TOP + (row + 0.72) * pitch:.1f}v4" for row, at in drawn.ticks)
         parts.append(f'<path d="{beats}" stroke="currentColor" fill="none"><title>heartbeats</title></path>')
-    parts += _marks(drawn, scale, pitch, lanes, width)
+    parts += _marks(drawn, zero, scale, pitch, lanes, width)
     parts.append(_legend(drawn, TOP + lanes + 34, width, name))
     parts.append("</svg>")
     return "".join(parts)
@@ -93,31 +96,31 @@ def _fill(look: Look, name: str) -> str:
     return f"url(#{name}-{_key(look)})" if look.hatch else look.colour
 
 
-def _axis(drawn: Timeline, scale: float, pitch: int, lanes: int) -> str:
+def _axis(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int) -> str:
     """Lines at round seconds, and what they are."""
     grid, words = [], []
-    for at in round_instants(drawn.end):
-        x = LEFT + at * scale
+    for at in round_instants(drawn.start, drawn.end):
+        x = zero + at * scale
         grid.append(f"M{x:.1f} {TOP}v{lanes}")
-        words.append(f'<text x="{x:.1f}" y="{TOP + lanes + 14}" text-anchor="middle">{seconds(at)}</text>')
+        words.append(f'<text x="{x:.1f}" y="{TOP + lanes + 14}" text-anchor="middle">{clock(at)}</text>')
     if drawn.by == "worker":
-        grid += [f"M{LEFT} {TOP + lane.row * pitch}h{drawn.end * scale:.1f}" for lane in drawn.lanes[1:]]
+        grid += [
+            f"M{LEFT} {TOP + lane.row * pitch}h{(drawn.end - drawn.start) * scale:.1f}" for lane in drawn.lanes[1:]
+        ]
     return f'<path d="{"".join(grid)}" stroke="{FAINT}" fill="none"/><g fill="{QUIET}">{"".join(words)}</g>'
 
 
-def round_instants(end: float, most: int = 8) -> list[float]:
-    """At most nine round numbers from 0 to the end."""
-    step = 1.0
-    while end / step > most:
-        step *= 10
-    while end / (step / 10) <= most:
-        step /= 10
-    step = next((step * part for part in (0.2, 0.5) if end / (step * part) <= most), step)
-    return [float(three_digits(step * n)) for n in range(int(end / step + 1e-9) + 1)]
+def round_instants(start: float, end: float, most: int = 8) -> list[float]:
+    """At most nine round numbers from the start to the end."""
+    span = end - start
+    step = 10.0 ** math.ceil(math.log10(span / most))
+    step = next((step * part for part in (0.2, 0.5) if span / (step * part) <= most), step)
+    first = math.ceil(start / step - 1e-9)
+    return [round(step * n, 9) for n in range(first, math.floor(end / step + 1e-9) + 1)]
 
 
-def _bar(bar: Bar, scale: float, pitch: int, name: str, by: str) -> str:
-    x, width = LEFT + bar.start * scale, max((bar.end - bar.start) * scale - (bar.part == "run"), 1.5)
+def _bar(bar: Bar, zero: float, scale: float, pitch: int, name: str, by: str) -> str:
+    x, width = zero + bar.start * scale, max((bar.end - bar.start) * scale - (bar.part == "run"), 1.5)
     y = TOP + bar.row * pitch
     look = bar.look
     share = {"run": 0.74, "wait": 0.5, "lease": 0.5, "in line": 0.12}[bar.part]
@@ -148,12 +151,12 @@ def _bar(bar: Bar, scale: float, pitch: int, name: str, by: str) -> str:
     )
 
 
-def _marks(drawn: Timeline, scale: float, pitch: int, lanes: int, width: int) -> list[str]:
+def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int, width: int) -> list[str]:
     """Lines of faults with words above as far as there is room, and the final glyphs."""
     parts = []
     until = [0.0, 0.0]  # where the words of each row above end
     for mark in drawn.marks:
-        x = LEFT + mark.at * scale
+        x = zero + mark.at * scale
         colour = "currentColor" if mark.look.colour == "#000000" else mark.look.colour
         if not mark.fault:
             y = TOP + ((mark.row or 0) + 0.5) * pitch + 4
