@@ -398,6 +398,19 @@ def test_worker_names_are_short_and_told_apart() -> None:
     assert max(map(len, worker_names([HOSTILE]).values())) <= 14
 
 
+def test_the_words_of_a_simulation_are_understood() -> None:
+    """A simulation calls a run that goes on running, says due= in words, and its machine is every worker's."""
+    runs = [("a", 1, "w", 0.0, 2.0, "stalled"), ("a", 2, "w", 4.0, None, "running")]
+    told = [{"at": 2.0, "kind": "stall", "job": "a", "detail": "queue=mail state=delayed due=3.0"}]
+    drawn = timelines.marks(result(runs, [(1.0, "power cut", "machine")], told), "job")
+
+    assert [(bar.part, bar.start, bar.end) for bar in drawn.bars] == [
+        ("run", 0.0, 1.0), ("lease", 1.0, 2.0), ("wait", 2.0, 3.0), ("in line", 3.0, 4.0), ("run", 4.0, 4.0),
+    ]  # fmt: skip
+    assert drawn.bars[-1].outcome == "active"
+    assert drawn.marks[0].label == "⌁ power cut"
+
+
 # Retries
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
+import pandas
 import pytest
 from histories import result, world
 
@@ -190,6 +191,15 @@ def test_a_result_tells_its_verdict_its_promise_and_its_loss() -> None:
     assert "✗ SAFETY BROKEN" in broken.words
     assert "R3: 3 acknowledged jobs lost; rqlab.simulate(seed=7)" in broken.words
     assert any(name == "alt" and value.startswith("Timeline by worker: 30 jobs") for name, value in held.attributes)
+
+
+def test_a_promise_may_be_a_table() -> None:
+    promise = pandas.DataFrame({"mode": ["durable"], "crash": ["power cut"], "may lose": ["nothing"], "jobs lost": [0]})
+
+    words = Page(html.result(simulated(promise=promise), picture=b"png")).words
+
+    assert ["mode", "crash", "may", "lose", "jobs", "lost"] in [line.split() for line in words.splitlines()]
+    assert ["durable", "power", "cut", "nothing", "0"] in [line.split() for line in words.splitlines()]
 
 
 def test_the_timeline_of_a_result_is_a_png() -> None:

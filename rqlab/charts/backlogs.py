@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab.charts.chart import Chart, dress, meet, new_axes, say, text_box
-from rqlab.charts.histories import History, JobRow, Result, Run, clock, fault_look, history, times
+from rqlab.charts.histories import History, JobRow, Result, Run, moment, fault_look, history, times
 from rqlab.charts.looks import OUTCOMES, STATES, Look, Theme, on_paper, theme
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Backlog(NamedTuple):
         ended = ", ".join(f"{series[-1]:,} {state}" for state, series in self.counts.items() if series[-1])
         faults = ", ".join(times(n, word) for word, n in Counter(look.word for _, look in self.faults).items())
         return (
-            f"Jobs by state over {clock(self.end)}: at most {most[0]:,} unfinished at once; at the end "
+            f"Jobs by state over {moment(self.end)}: at most {most[0]:,} unfinished at once; at the end "
             f"{ended or 'none'}; {faults or 'no faults'}."
         )
 

@@ -3,10 +3,13 @@
 A table is a tidy DataFrame or a list of dicts, so that a live panel needs no pandas. Times are seconds since the start.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from rqlab.charts.looks import FAULTS, Look, plain, seconds
+
+DUE = re.compile(r"(?:^| )due=(\d+(?:\.\d+)?)(?: |$)")
 
 #: A DataFrame, or one dict a row; None is an empty one.
 Table = Any
@@ -129,7 +132,7 @@ def _runs(table: Table) -> Iterator[Run]:
     columns = ("job", "delivery", "worker", "started", "ended", "outcome")
     for job, delivery, worker, started, ended, outcome in rows(table, *columns):
         if started is not None:
-            said = str(outcome or "active").replace(" ", "_")
+            said = "active" if outcome in (None, "", "running") else str(outcome).replace(" ", "_")
             yield Run(str(job), int(delivery or 0), str(worker or ""), float(started), ended, said)
 
 
@@ -153,13 +156,21 @@ def _events(table: Table) -> tuple[list[Happening], dict[str, list[float]], dict
             beats.setdefault(job, []).append(at)
         elif kind == "promote":
             due.setdefault(job, set()).add(at)
-        elif type(detail) is dict and detail.get("due") is not None:
-            due.setdefault(job, set()).add(float(detail["due"]))
+        elif (put_off := _due(detail)) is not None:
+            due.setdefault(job, set()).add(put_off)
         elif kind and "recover" in str(kind) and not job:
             recoveries.append(Happening(float(at), str(kind), str(worker or "")))
     for each in beats.values():
         each.sort()
     return sorted(recoveries), beats, {job: sorted(instants) for job, instants in due.items()}, last
+
+
+def _due(detail: Any) -> float | None:
+    """Until when an event put its job off: in its details, or in their words."""
+    if isinstance(detail, str):
+        found = DUE.search(detail) if "due=" in detail else None
+        return float(found[1]) if found else None
+    return float(detail["due"]) if type(detail) is dict and detail.get("due") is not None else None
 
 
 def in_words(detail: Any) -> str:
@@ -209,6 +220,6 @@ def times(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else many}"
 
 
-def clock(value: float) -> str:
+def moment(value: float) -> str:
     """An instant on the axis of a history: 2.35 s."""
     return seconds(round(value, 3)) if value < 100 else f"{value:,.0f} s"

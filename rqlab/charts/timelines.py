@@ -14,7 +14,7 @@ from rqlab.charts.histories import (
     JobRow,
     Result,
     Run,
-    clock,
+    moment,
     fault_look,
     history,
     job_names,
@@ -63,7 +63,7 @@ class Bar(NamedTuple):
 
     def said(self) -> str:
         """What hovering over it says."""
-        span = f"{clock(self.start)}–{clock(self.end)}"
+        span = f"{moment(self.start)}–{moment(self.end)}"
         if self.part != "run":
             return f"{self.name} {self.look.word} {span}"
         return f"{self.name} run {self.delivery} on {plain(self.worker)}: {self.look.word} {span}"
@@ -261,7 +261,11 @@ def _fault_marks(told: History, lanes: list[Lane], by: str) -> list[Mark]:
     for fault in (*told.faults, *told.recoveries):
         look = fault_look(fault.kind)
         lane = None if "power" in fault.kind.lower() else by_name.get(fault.worker)
-        target = f" {by_name[fault.worker].name if fault.worker in by_name else short.get(fault.worker, '')}".rstrip()
+        target = (
+            ""
+            if fault.worker == "machine"
+            else f" {by_name[fault.worker].name if fault.worker in by_name else short.get(fault.worker, '')}".rstrip()
+        )
         drawn.append(Mark(fault.at, lane.row if lane else None, look, f"{look.glyph} {look.word}{target}", True))
     return drawn
 
@@ -293,7 +297,7 @@ def _summary(told: History) -> str:
         f"{times(len(told.jobs), 'job')}" + (f" ({', '.join(ended)})" if ended else ""),
         f"{times(len(told.runs), 'run')} on {times(workers, 'worker')}" + (f" ({runs})" if runs else ""),
         ", ".join(times(n, word) for word, n in faults.items()) or "no faults",
-        f"{clock(told.end - told.start)} in all",
+        f"{moment(told.end - told.start)} in all",
     ]
     return "; ".join(parts)
 
@@ -391,7 +395,7 @@ def _draw_bars(ax: "Axes", drawn: Timeline, look: Theme, pixels: float, pitch: f
             words = f"{bar.look.glyph} {bar.name}"
             fits = room >= 7 + len(words) * size * 0.95 and drawn.by == "worker"
             text = words if fits else bar.look.glyph
-            cover = {"facecolor": bar.look.colour, "edgecolor": "none", "pad": 0.6} if bar.look.hatch else None
+            cover = {"facecolor": bar.look.colour, "edgecolor": "none", "pad": 1.6} if bar.look.hatch else None
             ax.text(
                 bar.start + width / 2, bar.row, text, ha="center", va="center_baseline", size=size, color=bar.look.ink,
                 zorder=5, parse_math=False, bbox=cover, clip_on=True,

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rqlab.charts import timelines
-from rqlab.charts.histories import Result, Table, clock, in_words, names_in, rows, times
+from rqlab.charts.histories import Result, Table, moment, in_words, names_in, rows, times
 from rqlab.charts.looks import OUTCOMES, STATES, Look, plain, seconds
 from rqlab.html import svg
 from rqlab.html.svg import FAINT, QUIET, text
@@ -154,6 +154,8 @@ def _result(done: Any, said: str, share: float) -> str:
     if isinstance(promise, Mapping):
         facts = [(str(name), str(value)) for name, value in list(promise.items())[:8]]
         parts.append(_facts(facts, int(120 * share)))
+    elif hasattr(promise, "columns"):
+        parts.append(_frame(promise, int(60 * share)))
     elif promise is not None:
         parts.append(f"<div>{text(promise, int(300 * share))}</div>")
     alt = text(said, int(500 * share))
@@ -182,7 +184,7 @@ def header(view: View) -> str:
     """Mode, seed and time, and whether safety holds as far as it can be judged; nothing said is nothing shown."""
     facts = [str(view["mode"])] if view.get("mode") else []
     facts += [f"seed {view['seed']}"] if view.get("seed") is not None else []
-    facts += [f"t = {clock(float(view['now']))}"] if view.get("now") is not None else []
+    facts += [f"t = {moment(float(view['now']))}"] if view.get("now") is not None else []
     light = {True: "SAFETY HOLDS ✓", False: "SAFETY BROKEN ✗"}.get(view.get("safe"), "")  # type: ignore[arg-type]
     said = " · ".join(facts)
     return f'<div style="{NUMBERS}"><b>rqlab</b> {text(said, 120)} <b>{light}</b></div>'
@@ -292,8 +294,17 @@ def _framed(body: str) -> str:
 
 def _table(lines: Sequence[tuple[str, str]]) -> str:
     body = "\n".join(f"<tr>{first}{rest}</tr>" for first, rest in lines)
-    style = f"border-collapse:collapse;margin:4px 0;font-size:inherit;color:inherit;{NUMBERS}"
+    style = f"border-collapse:separate;border-spacing:10px 0;margin:4px 0;font-size:inherit;color:inherit;{NUMBERS}"
     return f'\n<table style="{style}">{body}</table>\n'
+
+
+def _frame(frame: Any, limit: int) -> str:
+    """A small DataFrame as a table."""
+    names = [str(name) for name in frame.columns][:8]
+    lines = [("", "".join(f"<th{LEFT}>{text(name, limit)} </th>" for name in names))]
+    for row in list(rows(frame, *names))[:8]:
+        lines.append(("", "".join(f"<td{LEFT}>{text(value, limit)} </td>" for value in row)))
+    return _table(lines)
 
 
 def _facts(facts: Sequence[tuple[str, str]], limit: int) -> str:

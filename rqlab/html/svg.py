@@ -102,7 +102,7 @@ def _axis(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int) ->
     for at in round_instants(drawn.start, drawn.end):
         x = zero + at * scale
         grid.append(f"M{x:.1f} {TOP}v{lanes}")
-        words.append(f'<text x="{x:.1f}" y="{TOP + lanes + 14}" text-anchor="middle">{clock(at)}</text>')
+        words.append(f'<text x="{x:.1f}" y="{TOP + lanes + 14}" text-anchor="middle">{moment(at)}</text>')
     if drawn.by == "worker":
         grid += [
             f"M{LEFT} {TOP + lane.row * pitch}h{(drawn.end - drawn.start) * scale:.1f}" for lane in drawn.lanes[1:]
