@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab.charts.chart import Chart, dress, meet, new_axes, say, text_box
-from rqlab.charts.histories import History, JobRow, Result, Run, moment, fault_look, history, times
+from rqlab.charts.histories import History, JobRow, Result, Run, fault_look, history, moment, times
 from rqlab.charts.looks import OUTCOMES, STATES, Look, Theme, on_paper, theme
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from rqlab.charts.histories import (
     JobRow,
     Result,
     Run,
-    moment,
     fault_look,
     history,
     job_names,
+    moment,
     times,
     worker_names,
 )

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from rqlab.charts import timelines
-from rqlab.charts.histories import Result, Table, moment, in_words, names_in, rows, times
+from rqlab.charts.histories import Result, Table, in_words, moment, names_in, rows, times
 from rqlab.charts.looks import OUTCOMES, STATES, Look, plain, seconds
 from rqlab.html import svg
 from rqlab.html.svg import FAINT, QUIET, text

@@ -6,7 +6,7 @@ Colours of the paper are Jupyter's variables with a fallback, so that one text r
 import math
 from html import escape
 
-from rqlab.charts.histories import clock
+from rqlab.charts.histories import moment
 from rqlab.charts.looks import LEASE, WAIT, Look, plain, seconds
 from rqlab.charts.timelines import Bar, Timeline
 
