@@ -1,5 +1,6 @@
 """What notebooks show is escaped, small, and readable in light, in dark and without markup."""
 
+import math
 import re
 import subprocess
 import sys
@@ -15,8 +16,9 @@ from histories import result, world
 
 import rqlab
 from rqlab import html
-from rqlab.charts import looks, timelines
-from rqlab.html import svg
+from rqlab.charts import looks, timelines, tradeoffs
+from rqlab.charts.chart import meet
+from rqlab.html import plots, svg
 from rqlab.job import Counts, Delivery, Job, Outcome, State
 
 HOSTILE = "<script>alert('1')</script>\"'&\x00\x1b[31m\u202e</svg></pre>" + "n" * 10_000
@@ -321,6 +323,56 @@ def test_a_timeline_of_thirty_jobs_takes_two_milliseconds() -> None:
     drawn = timelines.marks(world(30), "job")
 
     assert quickest(lambda: svg.timeline(drawn)) < 0.020  # 0.6 ms; ten times the promise, for a busy machine
+
+
+# The trade-off
+
+
+def measured(extra: tuple[str, ...] = ()) -> Any:
+    rows = [("durable", 3e3, 0.0), ("buffered", 3e4, 0.009), ("hybrid", 8e4, 0.9), ("memory", 2e5, math.inf)]
+    rows += [(name, 3_000.0 + n, 0.0) for n, name in enumerate(extra)]
+    return tradeoffs.marks(
+        pandas.DataFrame(
+            {
+                "mode": mode, "callers": 1, "repeat": n, "push_per_second": rate * (1 + n / 10), "promised": HOSTILE,
+                "cycles_per_second": rate, "loss_window_seconds": loss,
+            }
+            for mode, rate, loss in rows
+            for n in range(3)
+        )
+    )  # fmt: skip
+
+
+def test_the_trade_off_in_a_panel_has_the_points_of_the_drawing() -> None:
+    drawn = measured()
+    root = ElementTree.fromstring(html.tradeoff(drawn))
+    places = [
+        tuple(map(float, group.attrib["transform"].removeprefix("translate(").rstrip(")").split()))
+        for group in root.iter(f"{SVG}g")
+        if "transform" in group.attrib
+    ]
+
+    assert len(places) == len(drawn.points)
+    assert [x for x, _ in places] == sorted(x for x, _ in places)
+    assert [y for _, y in places] == sorted((y for _, y in places), reverse=True)
+    assert root.findtext(f"{SVG}desc") == looks.plain(drawn.said(), 2000)
+    assert set(plots.MARKERS) == {marker for marker, _, _ in looks.SERIES}
+
+
+@pytest.mark.parametrize("extra", [(), ("a", "b", HOSTILE)])
+def test_no_label_of_the_trade_off_covers_another(extra: tuple[str, ...]) -> None:
+    root = ElementTree.fromstring(html.tradeoff(measured(extra)))
+    boxes = []
+    for label in root.iter(f"{SVG}text"):
+        lines = [span for span in label.iter(f"{SVG}tspan") if "y" in span.attrib]
+        if lines:
+            left, top = float(lines[0].attrib["x"]), float(lines[0].attrib["y"]) - 9
+            wide = max(len(line.text or "") for line in lines) * svg.LETTER
+            boxes.append((left, top, left + wide, top + plots.LINE * len(lines) - 1))
+
+    assert len(boxes) == 4 + len(extra)
+    for n, one in enumerate(boxes):
+        assert not any(meet(one, other) for other in boxes[n + 1 :])
 
 
 # Panels

@@ -13,8 +13,14 @@ from rqlab.charts import timelines
 from rqlab.charts.histories import Result, Table, in_words, moment, names_in, rows, times
 from rqlab.charts.looks import OUTCOMES, STATES, Look, plain, seconds
 from rqlab.html import svg
+from rqlab.html.plots import tradeoff
 from rqlab.html.svg import FAINT, QUIET, text
 from rqlab.job import Counts, Job, instant
+
+__all__ = [
+    "PANELS", "counts", "events", "header", "job", "of", "queues", "render", "result", "state_bar", "states", "timeline",
+    "tradeoff", "workers",
+]  # fmt: skip
 
 MOST_BYTES = 5 * 1024  # of a representation that is kept in a notebook, its PNG apart
 MOST_QUEUES = 12

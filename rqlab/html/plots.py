@@ -72,9 +72,8 @@ def tradeoff(drawn: Tradeoff) -> str:
     parts += _points(drawn, across, up)
     if drawn.unplaced:
         words = "; ".join(f"{point.mode} {count(point.rate)}/s" for point in drawn.unplaced)
-        parts.append(
-            f'<text x="{WIDTH - RIGHT}" y="14" text-anchor="end" fill="{QUIET}">loss not measured: {text(words, 60)}</text>'
-        )
+        said = text(f"loss not measured: {words}", 70)
+        parts.append(f'<text x="{WIDTH - RIGHT}" y="14" text-anchor="end" fill="{QUIET}">{said}</text>')
     return "".join([*parts, "</svg>"])
 
 
@@ -95,8 +94,8 @@ def _points(drawn: Tradeoff, across: Scale, up: Scale) -> list[str]:
         for at in (low, high):
             bars += f"M{x - 3:.1f} {at:.1f}h6"
         parts.append(
-            f'<path d="{bars}" stroke="{QUIET}" stroke-width="1.2"/><g transform="translate({x:.1f} {y:.1f})" fill="{colour}" '
-            f'stroke="currentColor">{MARKERS[marker]}<title>{text(point.mode)}: {point.kept}</title></g>'
+            f'<path d="{bars}" stroke="{QUIET}" stroke-width="1.2"/><g transform="translate({x:.1f} {y:.1f})" '
+            f'fill="{colour}" stroke="currentColor">{MARKERS[marker]}<title>{text(point.mode)}: {point.kept}</title></g>'
         )
         labels.append((x, y, point.label().split("\n")))
     for x, y, lines in labels:
@@ -122,9 +121,9 @@ def _free(x: float, y: float, lines: list[str], taken: list[Box]) -> Box:
     box = (x + 10, y - high / 2, x + 10 + wide, y + high / 2)
     for far in range(10, 240, 12):
         for left, top in (
-            (x + far, y - high / 2), (x - far - wide, y - high / 2), (x - wide / 2, y - far - high), (x - wide / 2, y + far),
-            (x + far / 2, y - far - high), (x - far / 2 - wide, y - far - high), (x + far / 2, y + far),
-            (x - far / 2 - wide, y + far),
+            (x + far, y - high / 2), (x - far - wide, y - high / 2), (x - wide / 2, y - far - high),
+            (x - wide / 2, y + far), (x + far / 2, y - far - high), (x - far / 2 - wide, y - far - high),
+            (x + far / 2, y + far), (x - far / 2 - wide, y + far),
         ):  # fmt: skip
             box = (left, top, left + wide, top + high)
             inside = box[0] >= LEFT + 2 and box[1] >= TOP - 8 and box[2] <= WIDTH and box[3] <= HEIGHT - BOTTOM
