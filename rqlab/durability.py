@@ -78,11 +78,13 @@ class Keeper:
     def _look(self, now: int) -> int:
         if not self.store.unsafe_writes:
             self.due_at = self.unsafe_since = None
+            self.failures = 0  # somebody's flush has stored what we could not
             return now + IDLE_MS
         if self.unsafe_since is None:
             self.unsafe_since = now
-        if self.due_at is None or self.due_at > now + max(self.interval_ms, RETRY_MS):  # or the wall clock went back
-            self.due_at = now + self.interval_ms
+        longest = max(self.interval_ms, RETRY_MS) if self.failures else self.interval_ms
+        if self.due_at is None or self.due_at > now + longest:  # or the wall clock went back
+            self.due_at = now + longest
         if now < self.due_at and (self.failures or not self.store.must_hurry):
             return self.due_at
         self.store.take()

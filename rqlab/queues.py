@@ -38,7 +38,7 @@ from rqlab.lifecycle import Change, Event
 from rqlab.metrics import Metrics, PrometheusCollector
 from rqlab.observe import Observers
 from rqlab.schedule import Schedule
-from rqlab.storage import Store
+from rqlab.storage import LaterStore, Store
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.hybrid import HybridStore
 from rqlab.storage.memory import MemoryStore
@@ -75,17 +75,18 @@ _ids = Ids(_random.getrandbits)  # one for the process: ids rise strictly across
 os.register_at_fork(after_in_child=_ids.part_from_parent)  # runs after the new seed
 
 
-_later: "weakref.WeakSet[Queues]" = weakref.WeakSet()  # those whose writes become safe later
+_later: "dict[LaterStore, Path | None]" = {}  # open stores whose writes become safe later, also those that were dropped
+os.register_at_fork(after_in_child=_later.clear)  # they are the parent's
 
 
 def _flush_at_exit() -> None:
     """A program that ends without a close is not a crash: what was acknowledged is stored."""
-    for queues in list(_later):
+    for store, path in list(_later.items()):
         try:
-            queues._store.flush()
+            store.flush()
         except StoreError as error:
-            if not queues._is_closed:
-                log.error("the program ends, and writes to %s are lost: %s", queues.path, error)
+            if store.unsafe_writes:
+                log.error("the program ends, and %d writes to %s are lost: %s", store.unsafe_writes, path, error)
 
 
 atexit.register(_flush_at_exit)
@@ -190,6 +191,7 @@ class Queues:
         self.tick_interval = tick_interval  #: seconds
         self.read_only = read_only
         self._store = store
+        self._keeper = keeper
         self._engine = Engine(store, lambda purpose, entity, counter: _random.random())
         self._observers = Observers()
         self._engine.deliver = self._observers.deliver
@@ -202,7 +204,7 @@ class Queues:
         self._closing = threading.Lock()
         self._is_closed = False
         if keeper is not None:
-            _later.add(self)
+            _later[keeper.store] = path
 
     # Producers.
 
@@ -610,7 +612,10 @@ class Queues:
                 for running in list(self._running):
                     running.abandon()
                 self._supervisor.close()
-            self._store.close()
+            self._store.close()  # if it fails its keeper goes on
+            self._supervisor.end_keeper()
+            if self._keeper is not None:
+                _later.pop(self._keeper.store, None)
 
     def __enter__(self) -> "Queues":
         return self

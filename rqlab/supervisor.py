@@ -67,8 +67,11 @@ class Supervisor:
         self._house.start()
 
     def close(self) -> None:
+        """End all threads but the keeper's: while the store is open, what was acknowledged is to become safe."""
         self._house.end()
         self._heart.end()
+
+    def end_keeper(self) -> None:
         if self._safe is not None:
             self._safe.end()
 

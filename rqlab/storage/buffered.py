@@ -8,9 +8,9 @@ the open writes are also kept here, in order, and put back whenever SQLite's tra
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rqlab.errors import RQLabError, StoreError
 from rqlab.storage import Transaction
@@ -43,7 +43,8 @@ class BufferedStore(DiskStore):
     @property
     def unsafe_writes(self) -> int:
         """Acknowledged writes that a crash would lose now."""
-        return self._open_batches[-1].writes_so_far if self._open_batches else 0
+        newest = self._open_batches[-1:]  # one step: another thread may be committing
+        return newest[0].writes_so_far if newest else 0
 
     @property
     def must_hurry(self) -> bool:
@@ -51,10 +52,19 @@ class BufferedStore(DiskStore):
         return self.unsafe_writes >= self.max_batch
 
     def write(self, work: Callable[[Transaction], T]) -> T:
-        failure, self._failure = self._failure, None
+        failure = self._told()
         if failure is not None:
-            raise type(failure)(str(failure))
+            raise failure
         return super().write(work)
+
+    def write_together(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
+        failure = self._told() if works else None
+        return super().write_together(works) if failure is None else [failure, *super().write_together(works[1:])]
+
+    def _told(self) -> RQLabError | None:
+        """The error of a commit that nobody has been told of yet."""
+        failure, self._failure = self._failure, None
+        return None if failure is None else type(failure)(str(failure))
 
     def flush(self) -> None:
         """Return when every acknowledged write is on the disk; StoreError if it cannot be, and then none is lost."""
@@ -84,16 +94,19 @@ class BufferedStore(DiskStore):
 
     def close(self) -> None:
         """Flush, and let go. If the flush fails its error is raised and the store stays open: close it again later."""
-        if os.getpid() == self._pid and not self._closed:
-            try:
-                self.flush()
-            except StoreError:
-                if self.is_there():
+        if os.getpid() != self._pid:
+            return
+        with self._lead:  # nobody is acknowledged between the last flush and the end
+            if not self._closed:
+                try:
+                    self.flush()
+                except StoreError:
+                    if self.is_there():
+                        raise
+                    self._abandon()  # nothing can be stored any more where there is no directory
+                    super().close()
                     raise
-                self._abandon()  # nothing can be stored any more where there is no directory
-                super().close()
-                raise
-        super().close()
+            super().close()
 
     def backup(self, target: Path) -> None:
         self.flush()
@@ -148,14 +161,14 @@ class BufferedStore(DiskStore):
         self._is_whole = True
 
     def _hand_out(self, batch: Batch) -> None:
+        if self._open_batches and self._open_batches[0] is batch:
+            self.on_unsafe()  # first: after an interrupt nobody may be acknowledged whom the keeper does not know of
         super()._hand_out(batch)
         if self.must_hurry:
             try:
                 self._commit()
             except StoreError as error:  # the next caller's: these were told that only a crash loses theirs
                 self._failure = error
-        elif self._open_batches and self._open_batches[0] is batch:
-            self.on_unsafe()
 
     def _begin(self) -> None:
         if not self._connection.in_transaction:

@@ -153,7 +153,8 @@ class Raw:
 
     def queues(self) -> list[str]:
         rows = self.sql("SELECT key FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag", (COUNTERS, COUNTERS + LAST))
-        return [str(key).removeprefix(COUNTERS) for (key,) in rows]
+        stored = {str(key).removeprefix(COUNTERS) for (key,) in rows}
+        return sorted(stored.union(self.pending))
 
 
 def step_of(staged: Staged) -> Step:

@@ -74,6 +74,8 @@ class HybridStore(MemoryStore):
         self._storing = threading.Lock()  #: held by whoever stores a snapshot
         self._has_room = threading.Condition(self._lock)
         self._failure: RQLabError | None = None  #: of a snapshot, for the next caller who writes
+        self._has_called = False  #: the keeper knows of the writes that are marked
+        self._is_closing = False
         try:
             self._load()
         except BaseException:
@@ -83,8 +85,11 @@ class HybridStore(MemoryStore):
     @property
     def unsafe_writes(self) -> int:
         """Acknowledged writes that a crash would lose now."""
-        taken = self._taken
-        return self._dirty_writes + (0 if taken is None else taken.writes)
+        while True:  # also without the lock: a snapshot that is taken between two looks is not to hide
+            taken = self._taken
+            writes = self._dirty_writes + (0 if taken is None else taken.writes)
+            if taken is self._taken:
+                return writes
 
     @property
     def must_hurry(self) -> bool:
@@ -132,17 +137,26 @@ class HybridStore(MemoryStore):
             with self._lock:
                 if self._failure is not None:
                     self._raise_failure()
+                if self._is_closing:
+                    raise StoreError(self._closed_as)
                 if self.unsafe_writes < self._bound:
                     before = self._dirty_writes
                     result = self._write(work)
                     after = self._dirty_writes
                     break
             self.make_room()
-        if before != after and (before == 0 or before < self.max_dirty <= after):
+        if (after and not self._has_called) or before < self.max_dirty <= after:
             self.on_unsafe()
+            self._has_called = True
         if after > self._bound:  # a transaction larger than all that may be unsafe: it is acknowledged when it is safe
-            self.make_room()
+            self._wait_until_safe()
         return result
+
+    def _wait_until_safe(self) -> None:
+        try:
+            self.make_room()
+        except StoreBusy as error:
+            raise StoreBusy(f"{error}. This write is one of them: it is kept, and stored as soon as can be") from error
 
     def _raise_failure(self) -> None:
         failure, self._failure = self._failure, None
@@ -169,10 +183,15 @@ class HybridStore(MemoryStore):
 
     def flush(self) -> None:
         """Return when everything stored so far is on the disk; StoreError if it cannot be, and then none is lost."""
+        self._refuse_if_closed()  # before the lock: in a fork a thread that is not there may hold it
         with self._storing:
             self._store_pending()
             self.take()
             self._store_pending()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise StoreError(self._closed_as)
 
     def take(self) -> None:
         """Take a snapshot, unless one waits to be stored: the first of the two steps of a keeper."""
@@ -181,7 +200,7 @@ class HybridStore(MemoryStore):
             if self._taken is not None:
                 return
             jobs = self._jobs
-            self._taken = Snapshot(
+            snapshot = Snapshot(
                 jobs={job_id: jobs[job_id] for job_id in self._dirty_jobs if job_id in jobs},
                 fresh=self._fresh,
                 gone={job_id: True for job_id in self._gone if job_id not in self._fresh},
@@ -189,8 +208,24 @@ class HybridStore(MemoryStore):
                 counters={queue: dict(self._counters.get(queue, {})) for queue in self._dirty_queues},
                 writes=self._dirty_writes,
             )
-            self._dirty_jobs, self._dirty_entries, self._dirty_queues = set(), set(), set()
-            self._fresh, self._gone, self._dirty_writes = set(), {}, 0
+            self._begin_marks(snapshot, set(), set(), set(), set(), {}, 0)
+
+    def _begin_marks(
+        self,
+        taken: Snapshot | None,
+        jobs: set[str],
+        entries: set[str],
+        queues: set[str],
+        fresh: set[str],
+        gone: dict[str, bool],
+        writes: int,
+    ) -> None:
+        """Replace the snapshot that is being stored, and all marks. No call, so no interrupt comes between.
+
+        Else a job could be stored and fresh at once, and its deletion would not reach the disk.
+        """
+        self._taken, self._dirty_jobs, self._dirty_entries, self._dirty_queues = taken, jobs, entries, queues
+        self._fresh, self._gone, self._dirty_writes, self._has_called = fresh, gone, writes, False
 
     def store_taken(self) -> None:
         """Store the snapshot: the second step. Its error is raised here, and to the next caller who writes."""
@@ -221,13 +256,16 @@ class HybridStore(MemoryStore):
             self._stored.pop(0)
 
     def _put_back(self, snapshot: Snapshot) -> None:
-        self._dirty_jobs |= snapshot.jobs.keys()
-        self._dirty_entries |= snapshot.entries.keys()
-        self._dirty_queues |= snapshot.counters.keys()
-        self._fresh |= snapshot.fresh
-        self._gone |= snapshot.gone
-        self._dirty_writes += snapshot.writes
-        self._taken = None
+        self._begin_marks(
+            None,
+            self._dirty_jobs | snapshot.jobs.keys(),
+            self._dirty_entries | snapshot.entries.keys(),
+            self._dirty_queues | snapshot.counters.keys(),
+            self._fresh | snapshot.fresh,
+            self._gone | snapshot.gone,
+            self._dirty_writes + snapshot.writes,
+        )
+        self.on_unsafe()
 
     def _drop_finished(self, snapshot: Snapshot) -> None:
         """Let finished jobs leave memory: they are on the disk, as they are."""
@@ -265,22 +303,26 @@ class HybridStore(MemoryStore):
 
     def close(self) -> None:
         """Flush, and let go. If the flush fails its error is raised and the store stays open: close it again later."""
-        if self._closed:
-            return
-        try:
-            self.flush()
-        except StoreError:
-            if self.disk.is_there():
+        if not self._closed:
+            try:
+                self._is_closing = True  # nobody is acknowledged between the last flush and the end
+                self.flush()
+                self._let_go()
+            except StoreError:
+                if self.disk.is_there():
+                    raise
+                self._let_go()  # nothing can be stored any more where there is no directory
+                self.disk.close()
                 raise
-            self._let_go()  # nothing can be stored any more where there is no directory
-            raise
-        self._let_go()
+            finally:
+                self._is_closing = False
+        self.disk.close()
 
     def _let_go(self) -> None:
         with self._lock:
             self._closed = True
+            self._dirty_writes, self._taken = 0, None
             self._has_room.notify_all()
-        self.disk.close()
 
     # Below: finished jobs that are on the disk only.
 
