@@ -10,6 +10,7 @@ import rqlab
 from rqlab import clock
 from rqlab.engine import Engine
 from rqlab.errors import RQLabError
+from rqlab.simulation import recovery
 from rqlab.storage import Store
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.memory import MemoryStore
@@ -82,3 +83,10 @@ def store(mode: str, tmp_path: Path) -> Iterator[Store]:
 def engine(store: Store) -> Engine:
     """An engine whose chance is always in the middle."""
     return Engine(store, lambda purpose, entity, counter: 0.5)
+
+
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """A directory in memory, where the system has one: for tests that open or sync hundreds of times."""
+    with recovery.scratch_directory() as path:
+        yield path

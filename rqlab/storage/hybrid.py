@@ -70,6 +70,7 @@ class HybridStore(MemoryStore):
         self._fresh: set[str] = set()
         self._gone: dict[str, bool] = {}
         self._taken: Snapshot | None = None  #: the one that is being stored
+        self._snapshots = 0  #: stored so far
         self._stored: list[Snapshot] = []  #: on the disk; their finished jobs may leave memory
         self._storing = threading.Lock()  #: held by whoever stores a snapshot
         self._has_room = threading.Condition(self._lock)
@@ -123,7 +124,7 @@ class HybridStore(MemoryStore):
             found = self._transaction.held(start, end, limit, backwards)
         if not start.startswith(DONE):
             return found
-        return _merged(found, self._on_disk(start, end, limit, backwards, self._visible), limit, backwards)
+        return _merged(found, self._on_disk(start, end, limit, backwards, self._page), limit, backwards)
 
     def count(self, start: str, end: str) -> int:
         if not start.startswith(DONE):
@@ -250,6 +251,7 @@ class HybridStore(MemoryStore):
             self._stored.append(snapshot)
             with self._lock:
                 self._taken = self._failure = None
+                self._snapshots += 1
                 self._has_room.notify_all()
         while self._stored:
             self._drop_finished(self._stored[0])
@@ -329,23 +331,37 @@ class HybridStore(MemoryStore):
     def _is_gone(self, job_id: str) -> bool:
         return job_id in self._gone or (self._taken is not None and job_id in self._taken.gone)
 
-    def _visible(self, jobs: list[Job]) -> list[Job]:
-        with self._lock:
-            return self.not_superseded(jobs)
+    def _page(self, start: str, end: str, limit: int, backwards: bool) -> tuple[list[Job], list[Job]]:
+        """The same without the lock. A snapshot that is stored meanwhile takes its marks away: then look again."""
+        while True:
+            stored = self._snapshots
+            page = self.disk.scan(start, end, limit, backwards=backwards)
+            with self._lock:
+                if stored == self._snapshots:
+                    return page, self._not_superseded(page)
 
-    def not_superseded(self, jobs: list[Job]) -> list[Job]:
-        """Of these jobs from the disk, those that are neither in memory nor deleted since."""
+    def page(self, start: str, end: str, limit: int, backwards: bool) -> tuple[list[Job], list[Job]]:
+        """Finished jobs as the disk has them, and those of them that are neither in memory nor deleted since."""
+        page = self.disk.scan(start, end, limit, backwards=backwards)
+        return page, self._not_superseded(page)
+
+    def _not_superseded(self, jobs: list[Job]) -> list[Job]:
         return [job for job in jobs if job.id not in self._jobs and not self._is_gone(job.id)]
 
     def _on_disk(
-        self, start: str, end: str, limit: int, backwards: bool, visible: Callable[[list[Job]], list[Job]]
+        self,
+        start: str,
+        end: str,
+        limit: int,
+        backwards: bool,
+        turn: Callable[[str, str, int, bool], tuple[list[Job], list[Job]]],
     ) -> list[Job]:
         found: list[Job] = []
         while len(found) < limit:
-            page = self.disk.scan(start, end, min(PAGE, limit - len(found)), backwards=backwards)
+            page, visible = turn(start, end, min(PAGE, limit - len(found)), backwards)
             if not page:
                 break
-            found += visible(page)
+            found += visible
             if backwards:
                 end = place(page[-1])
             else:
@@ -381,7 +397,7 @@ class HybridTransaction(MemoryTransaction):
         if not start.startswith(DONE):
             return found
         store = self._store
-        return _merged(found, store._on_disk(start, end, limit, backwards, store.not_superseded), limit, backwards)
+        return _merged(found, store._on_disk(start, end, limit, backwards, store.page), limit, backwards)
 
     def put(self, job: Job, replacing: Job | None = None) -> None:
         store = self._store
@@ -437,10 +453,8 @@ def _step(snapshot: Snapshot) -> Step:
 
 
 def _merged(found: list[Job], stored: list[Job], limit: int, backwards: bool) -> list[Job]:
-    seen = {job.id for job in found}
-    both = found + [job for job in stored if job.id not in seen]
-    both.sort(key=place, reverse=backwards)
-    return both[:limit]
+    by_id = {job.id: job for job in stored} | {job.id: job for job in found}
+    return sorted(by_id.values(), key=place, reverse=backwards)[:limit]
 
 
 def _walk(disk: DiskStore, start: str, end: str) -> Iterator[Job]:
