@@ -1,4 +1,4 @@
-"""Interrupts at every place where Python looks for one: as a function begins, as a call into C returns, as a loop turns.
+"""Interrupts at every place where Python looks for one: as a function begins, as a call into C returns, as loops turn.
 
 `Moments` in test_group_commit hears of C functions only through the profiler, which is silent about types: `set()` is a
 call too. This one watches the instructions themselves, so it visits those places as well; it is ten times slower.

@@ -1,6 +1,6 @@
 """`hybrid`: answered from memory, stored by snapshots; each is one instant, and the window is a promise.
 
-No test waits for the clock: takes and stores are driven by hand, and a store of the front door has an interval of hours.
+No test waits for the clock: takes and stores are driven by hand, and a store of the front door waits for hours.
 """
 
 import json
