@@ -60,6 +60,7 @@ class Recorded(NamedTuple):
     history: History
     returned: list[Call]
     plain: dict[frozenset[Any], list[int]]  #: state -> after how many calls it was so
+    bound: int | None  #: calls that may be lost at most
 
 
 def plain(state: State) -> frozenset[Any]:
@@ -145,7 +146,7 @@ def run(setting: Setting, directory: Path, scratch: Path, patch: pytest.MonkeyPa
     for after, state in enumerate(states):
         known.setdefault(state, []).append(after)
     platter = Platter(recorder.recording)
-    return Recorded(platter, History(platter, JOBS, [], scratch), returned, known)
+    return Recorded(platter, History(platter, JOBS, [], scratch), returned, known, setting.options.get("max_batch"))
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,7 @@ def test_a_cut_leaves_one_instant_and_loses_no_more_than_may_be(
         for cut, lost, promised in losses(recorded, kind, names, scratch, seed):
             lost_in_all += lost
             if not CRASH_KINDS[kind].loses_the_last:  # such a disk may take the last commit, whatever the mode
+                assert recorded.bound is None or lost <= recorded.bound, cut
                 assert promised == 0, f"{cut}: {promised} calls are gone that were safe"
 
     assert lost_in_all > 0, "a mode that loses nothing here is tested by a broken test"
