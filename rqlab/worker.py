@@ -125,6 +125,12 @@ class Worker:
     def in_flight(self) -> int:
         """How many runs have not ended, or not been reported though they could be."""
         return len(self.runs) - len(self._put_off)
+    @property
+    def idle_until(self) -> int:
+        """Until when a step finds nothing, unless a run ends or something is stored: a simulation need not poll."""
+        time_outs = [max(at, run.forgiven_until) for run in self.runs.values() if (at := run.job.timeout_at) is not None]
+        look_at = self._look_at if self.executor.free() else self._now + LOOK_MS
+        return min([look_at, self._now + LOOK_MS, *time_outs])
 
     # The parts of a step.
 

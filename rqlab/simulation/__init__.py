@@ -1,6 +1,9 @@
-"""The laboratory: the production engine under power cuts that leave no trace on the machine it runs on.
+"""The laboratory: the production engine in virtual time, while everything goes wrong, and power cuts without a trace.
 
-Three steps, each a file. `recorder` writes down what SQLite asks of the disk while an unmodified store runs; `platter`
-says what is on the disk if the power fails after any of those operations; `recovery` opens what is left and reads it.
-Nothing here knows a rule about jobs: what must hold after a cut is for tests and the simulator to say.
+`run.simulate` is the door. `world` is time, `chance` is chance; `actors` are the simulated processes and in them the
+production workers; `faults` is what breaks, `stage` lets it happen, `ledger` knows what must be stored and `checks` what
+must hold; `history` is what happened and `result` what it came to.
+
+Below it lies the disk: `recorder` writes down what SQLite asks of it while an unmodified store runs; `platter` says
+what is on it if the power fails after any of those operations; `recovery` opens what is left and reads it.
 """

@@ -1,0 +1,401 @@
+"""Who acts in a world: simulated processes, and in each the production worker, its heartbeats and housekeeping.
+
+An actor's step is the production step, given what the process takes for the time. A process is a name, a wall clock and
+a store opened for itself; it can stand still, die, and start again. Each step runs to its end at one instant; what its
+writes would have taken is added to when it is called again.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from rqlab import executors
+from rqlab.engine import Ending, Push
+from rqlab.errors import RQLabError, StoreError
+from rqlab.executors import Context, Finished, Handlers, Report, Run
+from rqlab.housekeeping import Housekeeper, Retention
+from rqlab.ids import Ids
+from rqlab.job import Job, milliseconds
+from rqlab.schedule import Schedule
+from rqlab.simulation.ledger import Effects
+from rqlab.simulation.watched import WatchedEngine, WatchedStore
+from rqlab.simulation.world import Actor, Call, Wall, World
+from rqlab.storage import Store
+from rqlab.worker import POLL_MS, Worker
+
+OPEN_AGAIN_MS = 500  # after an error while a process opened the queues
+PUSH_AGAIN_MS = 500  # after an error of a push: its outcome is not known
+NEVER = 2**62
+
+
+class Play(NamedTuple):
+    """What a handler is going to do."""
+
+    report: Report
+    duration: int | None  #: milliseconds; None: it never ends
+
+
+class Stage(Protocol):
+    """What actors need to know of everything else."""
+
+    world: World
+    stall_timeout: float
+    tick_interval: float
+
+    def open_store(self, process: "Process") -> Store: ...
+    def draw(self, purpose: str, entity: str, counter: int) -> float: ...
+    def draw_id_bits(self, process: "Process") -> Callable[[int], int]: ...
+    def before_write(self, process: "Process") -> None: ...
+    def committed(self, process: "Process", effects: Effects) -> None: ...
+    def failed(self, process: "Process", effects: Effects, error: StoreError) -> None: ...
+    def answered(self, process: "Process", job: Job, attempted: str, outcome: Job | RQLabError) -> None: ...
+    def before_step(self, process: "Process") -> None: ...
+    def after_step(self, process: "Process") -> bool: ...
+    def met(self, process: "Process", who: str, error: Exception) -> None: ...
+    def play(self, actor: "WorkerActor", run: Run) -> Play: ...
+    def ended(self, actor: "WorkerActor", run: Run, report: Report) -> bool: ...
+    def fires(self, schedule: Schedule, tick: int, job_id: str) -> None: ...
+    def opened(self, process: "Process") -> None: ...
+
+
+class Process:
+    """A simulated operating-system process; the watcher of its store."""
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self.name = name
+        self.stage = stage
+        self.wall = Wall(stage.world)
+        self.actors: list["ProcessActor"] = []
+        self.is_alive = False
+        self.is_leaving = False  #: it was told to end
+        self.is_restarting = False  #: somebody will start it
+        self.frozen_until = 0
+        self.starts = 0
+        self.spent = 0  #: milliseconds that the writes of the present step took
+        self.tokens: Mapping[str, int] = {}
+        self.endings: Mapping[str, Ending] = {}
+        self.store: WatchedStore
+        self.engine: WatchedEngine
+        self.ids: Ids
+
+    def start(self, now: int) -> int | None:
+        """Open the queues and set all actors to work; when to try again if that fails."""
+        if self.is_alive:
+            return None
+        stage = self.stage
+        self.starts += 1
+        stage.before_step(self)
+        try:
+            real = stage.open_store(self)
+        except RQLabError as error:
+            if stage.after_step(self):
+                stage.met(self, self.name, error)
+                return now + OPEN_AGAIN_MS
+            return None
+        self.store = WatchedStore(real, self)
+        self.engine = WatchedEngine(self.store, stage.draw, self)
+        self.ids = Ids(stage.draw_id_bits(self))
+        self.is_alive, self.is_leaving, self.is_restarting = True, False, False
+        if not stage.after_step(self):
+            return None
+        stage.opened(self)
+        if self.is_alive:
+            for actor in self.actors:
+                actor.begin()
+                stage.world.call(actor, now)
+        return None
+
+    def silence(self) -> None:
+        """None of its actors steps any more."""
+        self.is_alive = False
+        self.frozen_until = 0
+        for actor in self.actors:
+            self.stage.world.cancel(actor)
+            actor.is_down = True
+
+    # Its store's watcher.
+
+    def before_write(self) -> None:
+        self.stage.before_write(self)
+
+    def committed(self, effects: Effects) -> None:
+        self.stage.committed(self, effects)
+
+    def failed(self, effects: Effects, error: StoreError) -> None:
+        self.stage.failed(self, effects, error)
+
+    def holding(self, tokens: Mapping[str, int], endings: Sequence[Ending]) -> None:
+        self.tokens = tokens
+        self.endings = {ending.job.id: ending for ending in endings} if endings else {}
+
+    def answered(self, job: Job, attempted: str, outcome: Job | RQLabError) -> None:
+        self.stage.answered(self, job, attempted, outcome)
+
+
+class ProcessActor(Actor):
+    """An actor that lives in a process: it stands still with it, dies with it, and knows the time from it."""
+
+    __slots__ = ("is_down", "process")
+
+    def __init__(self, name: str, process: Process) -> None:
+        super().__init__(name)
+        self.process = process
+        self.is_down = True
+        process.actors.append(self)
+
+    def begin(self) -> None:
+        """Its process has started."""
+        self.is_down = False
+
+    def act(self, wall: int) -> int | None:
+        """The production step, by the process's wall clock."""
+        raise NotImplementedError
+
+    def step(self, now: int) -> int | None:
+        process = self.process
+        if not process.is_alive or self.is_down:
+            return None
+        if process.frozen_until > now:
+            return process.frozen_until
+        process.spent = 0
+        process.stage.before_step(process)
+        wall = process.wall.now()
+        try:
+            again_at = self.act(wall)
+        except Exception as error:  # noqa: BLE001  # the stage judges it: only rqlab's own may come
+            process.stage.met(process, self.name, error)
+            again_at = wall + PUSH_AGAIN_MS
+        if not process.stage.after_step(process) or again_at is None or self.is_down:
+            return None
+        return self.next_at(now, max(again_at - wall, 0) + process.spent)
+
+    def next_at(self, now: int, wait: int) -> int:
+        return now + wait
+
+
+class WorkerActor(ProcessActor):
+    """The production worker, with an executor whose handlers end by the agenda."""
+
+    __slots__ = ("concurrency", "executor", "phase", "queues", "worker")
+
+    worker: Worker
+    executor: "WorldExecutor"
+
+    def __init__(self, name: str, process: Process, queues: tuple[str, ...], concurrency: int, phase: int) -> None:
+        super().__init__(name, process)
+        self.queues = queues
+        self.concurrency = concurrency
+        self.phase = phase  #: milliseconds; where its polls lie
+
+    def begin(self) -> None:
+        super().begin()
+        process = self.process
+        self.executor = WorldExecutor(self)
+        self.worker = Worker(
+            process.engine,
+            self.executor,
+            self.queues,
+            stall_timeout=process.stage.stall_timeout,
+            name=self.name,
+            clock=process.wall.now,
+        )
+
+    def act(self, wall: int) -> int | None:
+        again_at = self.worker.step(wall)
+        if again_at is None:
+            self.is_down = True
+        return again_at
+
+    def next_at(self, now: int, wait: int) -> int:
+        """Its polls that would find nothing are left out: whoever stores something wakes it (`Stage.committed`)."""
+        if wait != POLL_MS:
+            return min(now + wait, max(self.executor.next_end, now))
+        worker = self.worker
+        idle = worker.idle_until - self.process.wall.now()
+        longest = milliseconds(worker.stall_timeout) // 2  # a longer pause would look like a late step
+        return min(now + max(min(idle, longest), 1), max(self.executor.next_end, now))
+
+    def wake(self, now: int, is_here: bool) -> None:
+        """Something was stored: in its own process a bell rings, else the next poll sees it."""
+        self.process.stage.world.call_by(self, now if is_here else now + 1 + (self.phase - now) % POLL_MS)
+
+
+class BeatActor(ProcessActor):
+    """The heartbeats of one worker: production has a thread for them."""
+
+    __slots__ = ("of",)
+
+    def __init__(self, of: WorkerActor) -> None:
+        super().__init__(f"{of.name} heartbeats", of.process)
+        self.of = of
+
+    def act(self, wall: int) -> int | None:
+        return None if self.of.is_down else self.of.worker.beat(wall)
+
+
+class HousekeeperActor(ProcessActor):
+    """The production housekeeper."""
+
+    __slots__ = ("housekeeper",)
+
+    def begin(self) -> None:
+        super().begin()
+        stage = self.process.stage
+        self.housekeeper = Housekeeper(
+            self.process.engine,
+            self._make,
+            stall_timeout=stage.stall_timeout,
+            tick_interval=stage.tick_interval,
+            retention=Retention,
+        )
+
+    def act(self, wall: int) -> int | None:
+        return self.housekeeper.step(wall)
+
+    def _make(self, schedule: Schedule, tick: int, now: int) -> tuple[Push, str]:
+        job_id = self.process.ids.draw(now)
+        self.process.stage.fires(schedule, tick, job_id)
+        return msgspec.json.decode(schedule.options, type=Push), job_id
+
+
+class Act(NamedTuple):
+    """Something that a caller does at an instant."""
+
+    at: int
+    label: str
+    do: Callable[["ProducerActor", int], None]
+
+
+class ProducerActor(ProcessActor):
+    """Callers of the queues: who push, cancel and requeue, and try again when they get an error for an answer."""
+
+    __slots__ = ("acts", "done", "has_begun", "on_start")
+
+    def __init__(
+        self, process: Process, acts: Sequence[Act], on_start: Callable[["ProducerActor", int], None] | None
+    ) -> None:
+        super().__init__("producer", process)
+        self.acts = sorted(acts, key=lambda act: (act.at, act.label))
+        self.done = 0  #: acts that are over
+        self.has_begun = False
+        self.on_start = on_start  #: what it does first, whenever its process starts
+
+    @property
+    def is_done(self) -> bool:
+        return self.done == len(self.acts)
+
+    def begin(self) -> None:
+        super().begin()
+        self.has_begun = False
+
+    def act(self, wall: int) -> int | None:
+        now = self.process.stage.world.now
+        if self.on_start is not None and not self.has_begun:
+            self.on_start(self, wall)
+        self.has_begun = True
+        while not self.is_done and self.acts[self.done].at <= now:
+            self.acts[self.done].do(self, wall)  # if it raises, that is noted, and the same act tried again
+            self.done += 1
+        return None if self.is_done else wall + self.acts[self.done].at - now
+
+
+class WorldExecutor:
+    """Runs handlers by the agenda: what they do is known as they start, and is reported when they end."""
+
+    def __init__(self, actor: WorkerActor) -> None:
+        self.concurrency = actor.concurrency
+        self._actor = actor
+        self._runs: list[tuple[int, Run, Report]] = []
+
+    @property
+    def next_end(self) -> int:
+        """When the first of them ends; NEVER if none does."""
+        return min((at for at, _, _ in self._runs), default=NEVER)
+
+    def free(self) -> int:
+        return self.concurrency - len(self._runs)
+
+    def is_over(self) -> bool:
+        return False
+
+    def start(self, run: Run) -> None:
+        stage = self._actor.process.stage
+        play = stage.play(self._actor, run)
+        ends_at = NEVER if play.duration is None else stage.world.now + play.duration
+        self._runs.append((ends_at, run, play.report))
+
+    def poll(self) -> Sequence[Finished]:
+        if not self._runs:
+            return ()
+        stage = self._actor.process.stage
+        now = stage.world.now
+        over = [each for each in self._runs if each[0] <= now]
+        if not over:
+            return ()
+        self._runs = [each for each in self._runs if each[0] > now]
+        over.sort(key=lambda each: each[0])
+        return [Finished(run, report) for _, run, report in over if stage.ended(self._actor, run, report)]
+
+    def stop(self, run: Run) -> None:
+        """As a child process: it is gone at once."""
+        run.is_stopped = True
+        self._runs = [each for each in self._runs if each[1] is not run]
+
+    def close(self) -> None:
+        self._runs = []
+
+
+class WorldContext(Context):
+    """The context of a user's handler in a world; it also counts what the handler does to the world outside."""
+
+    def __init__(self, run: Run, effect: Callable[[str], None]) -> None:
+        super().__init__(run)
+        self._effect = effect
+
+    def effect(self, what: str) -> None:
+        """Say that a side effect happens here, such as "charged card": the result tells which happened twice."""
+        self._effect(str(what)[:200])
+
+
+def perform(handlers: Handlers, run: Run, effect: Callable[[str], None]) -> Report:
+    """Run the user's own handler to its end, now."""
+    function = executors.chosen(handlers, run.job)
+    if isinstance(function, Report):
+        return function
+    try:
+        if executors.wants_context(function):
+            result: Any = function(run.job, WorldContext(run, effect))
+        else:
+            result = function(run.job)
+        if asyncio.iscoroutine(result):
+            result = asyncio.run(result)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001  # as in production: whatever it raises fails the attempt
+        return executors.failure(error)
+    return executors.success(result)
+
+
+def late(actor: WorkerActor, name: str, at: int, run: Run, report: Report) -> None:
+    """Report the end of a run at `at`, by whoever still has it then: nobody, if its process has died."""
+    process, starts = actor.process, actor.process.starts
+    ending = report.ending(run.job)
+
+    def send(now: int) -> int | None:
+        if not process.is_alive or process.starts != starts:
+            return None
+        if process.frozen_until > now:
+            return process.frozen_until
+        stage = process.stage
+        stage.before_step(process)
+        try:
+            process.engine.finish([ending], None, process.wall.now())
+        except RQLabError as error:
+            stage.met(process, name, error)
+        stage.after_step(process)
+        return None
+
+    process.stage.world.call(Call(name, send), at)
+

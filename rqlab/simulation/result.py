@@ -1,0 +1,334 @@
+"""What a simulation came to: a verdict, the promise beside what was lost, and tidy tables of all that happened.
+
+Everything here is made of the history and its header, so a history in a file gives the same result. pandas is
+imported when a table is asked for. Instants are seconds since the world began.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from rqlab.durability import MODES
+from rqlab.errors import RQLabError, ValidationError
+from rqlab.job import Outcome, State
+from rqlab.lifecycle import Event
+from rqlab.simulation.checks import Violation
+from rqlab.simulation.faults import FAULTS, Fault
+from rqlab.simulation.history import FORMAT, KINDS, Happening
+
+if TYPE_CHECKING:
+    import pandas
+
+#: How each event ends a run, as a delivery's `outcome` says it.
+ENDS = {
+    Event.ACK: Outcome.COMPLETED,
+    Event.FAIL: Outcome.FAILED,
+    Event.STALL: Outcome.STALLED,
+    Event.TIME_OUT: Outcome.TIMED_OUT,
+    Event.RELEASE: Outcome.RELEASED,
+    Event.SNOOZE: Outcome.RELEASED,
+    Event.CANCEL: Outcome.CANCELLED,
+}
+LOST, RUNNING = "lost", "running"
+OUTCOMES = [*map(str, Outcome), LOST, RUNNING]  #: lost: a crash took the run's record back; running: at the end
+STATES = [*map(str, State), "removed", LOST]
+EVENT_KINDS = [*map(str, Event), *FAULTS, *KINDS]
+
+
+class Loss(msgspec.Struct, frozen=True):
+    """What one crash took."""
+
+    how: str  #: "kill", or a row of CRASH_KINDS
+    writes: int  #: acknowledged writes that are gone
+    jobs: int  #: jobs that are gone
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """The first line of a history in a file."""
+
+    rqlab: int = FORMAT  #: the format of the file
+    seed: int
+    arguments: dict[str, Any]  #: what `simulate` was called with, but its plan
+    plan: list[Fault]
+    replay: str  #: the line that replays it
+    hash: str
+    violations: list[tuple[str, float, str]] = []
+    losses: list[Loss] = []
+    steps: int = 0
+    ended_at: float = 0.0  #: seconds
+
+
+class Moment(NamedTuple):
+    """The state of everything at one instant."""
+
+    at: float
+    jobs: "pandas.DataFrame"  #: one row a job that was pushed by then: id, queue, state, attempt, deliveries, worker
+    counts: dict[str, int]  #: jobs by state
+    running: dict[str, list[str]]  #: by worker: the jobs that it holds
+
+
+class Summary(str):
+    """Text that shows itself as it is."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class SimulationResult:
+    """A simulation that is over. `replay_with` runs it again; a result from a file has it from `rqlab.simulate`."""
+
+    def __init__(
+        self, header: Header, happenings: Sequence[Happening], replay_with: Callable[["SimulationResult"], "SimulationResult"]
+    ) -> None:
+        self.header = header
+        self.history = happenings  #: every event, in order
+        self._replay_with = replay_with
+        self.cuts: pandas.DataFrame | None = None  #: with `cuts="every-operation"`: one row a cut
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promise held."""
+        return not self.header.violations
+
+    @property
+    def violations(self) -> list[Violation]:
+        """The promises that were broken, each with its check, the instant and what was found."""
+        return [Violation(*each) for each in self.header.violations]
+
+    @property
+    def seed(self) -> int:
+        return self.header.seed
+
+    @property
+    def plan(self) -> tuple[Fault, ...]:
+        """The faults, in the order in which they were to strike."""
+        return tuple(self.header.plan)
+
+    @property
+    def hash(self) -> str:
+        """The name of the history: equal hashes are equal histories."""
+        return self.header.hash
+
+    @property
+    def replay_line(self) -> str:
+        """The call that gives this very result again."""
+        return self.header.replay
+
+    @property
+    def plan_as_python(self) -> str:
+        """The plan as an expression, to be edited and given as `faults=` (with `crashes=0`)."""
+        return "[" + "".join(f"\n    rqlab.{fault!r}," for fault in self.plan) + ("\n]" if self.plan else "]")
+
+    def replay(self) -> "SimulationResult":
+        """Run it again; RQLabError if that gives another history, as a changed version of rqlab may."""
+        again = self._replay_with(self)
+        if again.hash != self.hash:
+            raise RQLabError(
+                f"{self.replay_line}: expected the history {self.hash}, got {again.hash}. The code has changed since, "
+                "or a handler does not depend on its job alone"
+            )
+        return again
+
+    # Tables.
+
+    @cached_property
+    def jobs(self) -> "pandas.DataFrame":
+        """One row a job: id, queue, name, state, attempt, deliveries, pushed, finished, lost."""
+        rows = [
+            (job_id, it.queue, it.name, it.state, it.attempt, it.deliveries, it.pushed, it.finished, it.state == LOST)
+            for job_id, it in self._lives(None).items()
+        ]
+        columns = ["id", "queue", "name", "state", "attempt", "deliveries", "pushed", "finished", "lost"]
+        return self._frame(rows, columns, {"state": STATES, "queue": None, "name": None}, ("pushed", "finished"))
+
+    @cached_property
+    def attempts(self) -> "pandas.DataFrame":
+        """One row a run: job, delivery, worker, started, ended, outcome, waited (seconds since it could have begun)."""
+        rows: list[list[Any]] = []
+        open_rows: dict[str, list[Any]] = {}
+        due: dict[str, float] = {}
+        for happening in self.history:
+            job, kind = happening.job, happening.kind
+            if kind == Event.PULL:
+                waited = max(happening.at - due.get(job, happening.at), 0.0)
+                row = [job, happening.detail["deliveries"], happening.worker, happening.at, None, RUNNING, waited]
+                rows.append(row)
+                open_rows[job] = row
+            elif kind in ENDS and job in open_rows:
+                open_rows.pop(job)[4:6] = happening.at, str(ENDS[Event(kind)])
+            elif kind == "lost" and job in open_rows:
+                open_rows.pop(job)[4:6] = happening.at, LOST
+            if happening.detail.get("state") in (State.WAITING, State.DELAYED):
+                due[job] = happening.detail.get("due", happening.at)
+        columns = ["job", "delivery", "worker", "started", "ended", "outcome", "waited"]
+        return self._frame(rows, columns, {"worker": None, "outcome": OUTCOMES}, ("started", "ended", "waited"))
+
+    @cached_property
+    def events(self) -> "pandas.DataFrame":
+        """One row an event: at, kind, job, worker, cause (the row of the event that brought it about), detail."""
+        rows = [(each.at, each.kind, each.job, each.worker, each.cause, _said(each.detail)) for each in self.history]
+        frame = self._frame(
+            rows, ["at", "kind", "job", "worker", "cause", "detail"], {"kind": EVENT_KINDS, "worker": None}, ("at",)
+        )
+        frame["cause"] = frame["cause"].astype("Int64")
+        return frame
+
+    @cached_property
+    def faults(self) -> "pandas.DataFrame":
+        """One row a fault that struck: at, kind, target, and the number of its event; planned ones may miss."""
+        rows = [(each.at, each.kind, each.worker, each.n) for each in self.history if each.detail.get("fault")]
+        return self._frame(rows, ["at", "kind", "target", "event"], {"kind": list(FAULTS)}, ("at",))
+
+    @cached_property
+    def effects(self) -> "pandas.DataFrame":
+        """One row a job and side effect (`ctx.effect`): job, effect, times, deliveries. More than once is a duplicate."""
+        counted: dict[tuple[str, str], list[int]] = {}
+        for each in self.history:
+            if each.kind == "effect":
+                counted.setdefault((each.job, each.detail["what"]), []).append(each.detail["delivery"])
+        rows = [(job, what, len(deliveries), deliveries) for (job, what), deliveries in counted.items()]
+        return self._frame(rows, ["job", "effect", "times", "deliveries"], {"effect": None}, ())
+
+    @cached_property
+    def promise(self) -> "pandas.DataFrame":
+        """What the mode promises beside what was lost: one row for process kills, one for power cuts."""
+        mode = MODES[self.header.arguments["durability"]]
+        rows = []
+        for crash, may_lose, is_one in (
+            ("kill -9", mode.lost_at_kill, lambda how: how in ("kill", "sigkill")),
+            ("power cut", mode.lost_at_power_cut, lambda how: how not in ("kill", "sigkill")),
+        ):
+            losses = [loss for loss in self.header.losses if is_one(loss.how)]
+            rows.append(
+                (mode.name, crash, may_lose, len(losses), sum(each.writes for each in losses), sum(each.jobs for each in losses))
+            )
+        columns = ["mode", "crash", "may lose", "crashes", "writes lost", "jobs lost"]
+        return self._frame(rows, columns, {}, ())
+
+    def summary(self) -> Summary:
+        """The verdict in a few lines."""
+        lives = self._lives(None)
+        states = Counter(life.state for life in lives.values())
+        kinds = Counter(each.kind for each in self.history)
+        struck = Counter(each.kind for each in self.history if each.detail.get("fault"))
+        recovered = [each for each in self.history if each.kind == "recovered"]
+        verdict = "every promise held" if self.ok else f"{len(self.violations)} promise(s) broken"
+        lines = [
+            f"seed {self.seed}: {verdict} in {self.header.ended_at:.1f} simulated seconds ({len(self.history)} events)",
+            f"jobs: {len(lives)} pushed; " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
+            f"runs: {kinds[Event.PULL]}; {kinds[Event.FAIL]} failed, {kinds[Event.STALL]} stalled, "
+            f"{kinds[Event.TIME_OUT]} timed out, {kinds['refused']} late reports refused",
+            "faults: " + (", ".join(f"{count} x {kind}" for kind, count in struck.items()) or "none"),
+            f"{self.header.arguments['durability']}: lost {sum(each.writes for each in self.header.losses)} acknowledged "
+            f"writes in {len(recovered)} recoveries",
+        ]
+        lines += [f"BROKEN {violation}" for violation in self.violations]
+        lines.append(f"replay: {self.replay_line}")
+        return Summary("\n".join(lines))
+
+    def __repr__(self) -> str:
+        verdict = "ok" if self.ok else "BROKEN " + ", ".join(sorted({each.check for each in self.violations}))
+        return f"<SimulationResult {verdict}, seed {self.seed}, {len(self.history)} events, hash {self.hash}: {self.replay_line}>"
+
+    def at(self, t: float) -> Moment:
+        """The state at an instant, `t` seconds after the beginning: what happened at that instant included."""
+        lives = self._lives(t)
+        rows = [
+            (job_id, it.queue, it.name, it.state, it.attempt, it.deliveries, it.worker) for job_id, it in lives.items()
+        ]
+        columns = ["id", "queue", "name", "state", "attempt", "deliveries", "worker"]
+        jobs = self._frame(rows, columns, {"state": STATES, "queue": None, "name": None}, ())
+        counts = Counter(life.state for life in lives.values())
+        running: dict[str, list[str]] = {}
+        for job_id, life in lives.items():
+            if life.state == State.ACTIVE:
+                running.setdefault(life.worker, []).append(job_id)
+        return Moment(t, jobs, {state: counts[state] for state in STATES}, running)
+
+    # Files.
+
+    def to_jsonl(self, path: str | Path) -> None:
+        """Write the history: a header, then one event a line."""
+        encode = msgspec.json.Encoder().encode
+        lines = [encode(self.header), *map(encode, self.history)]
+        Path(path).write_bytes(b"\n".join(lines) + b"\n")
+
+    @classmethod
+    def from_jsonl(
+        cls, path: str | Path, replay_with: Callable[["SimulationResult"], "SimulationResult"] | None = None
+    ) -> "SimulationResult":
+        """Read what `to_jsonl` wrote; ValidationError if it is none of that."""
+        lines = Path(path).read_bytes().splitlines()
+        try:
+            header = msgspec.json.decode(lines[0], type=Header)
+            if header.rqlab > FORMAT:
+                raise ValidationError(
+                    f"cannot read {path}: expected a history of format {FORMAT} or older, found {header.rqlab}; upgrade rqlab"
+                )
+            decode = msgspec.json.Decoder(Happening).decode
+            happenings = [decode(line) for line in lines[1:]]
+        except (IndexError, msgspec.MsgspecError) as error:
+            raise ValidationError(f"cannot read {path}: expected a history that rqlab wrote; {error}") from error
+        if replay_with is None:
+            from rqlab.simulation.run import replay as replay_with  # what runs a world also makes results
+        return cls(header, happenings, replay_with)
+
+    # Below.
+
+    def _lives(self, until: float | None) -> dict[str, "_Life"]:
+        lives: dict[str, _Life] = {}
+        for happening in self.history:
+            if until is not None and happening.at > until:
+                break
+            if happening.kind == Event.PUSH:
+                detail = happening.detail
+                lives[happening.job] = _Life(detail["queue"], detail.get("name", ""), happening.at)
+            life = lives.get(happening.job)
+            if life is not None:
+                life.follow(happening)
+        return lives
+
+    def _frame(
+        self, rows: Iterable[Sequence[Any]], columns: list[str], categories: dict[str, list[str] | None], floats: Sequence[str]
+    ) -> "pandas.DataFrame":
+        import pandas
+
+        frame = pandas.DataFrame(list(rows), columns=columns)
+        for column, kinds in categories.items():
+            frame[column] = pandas.Categorical(frame[column], categories=kinds)
+        for column in floats:
+            frame[column] = frame[column].astype("float64")
+        frame.attrs.update(seed=self.seed, replay=self.replay_line)
+        return frame
+
+
+class _Life:
+    """What became of one job."""
+
+    __slots__ = ("attempt", "deliveries", "finished", "name", "pushed", "queue", "state", "worker")
+
+    def __init__(self, queue: str, name: str, pushed: float) -> None:
+        self.queue, self.name, self.pushed = queue, name, pushed
+        self.state, self.attempt, self.deliveries, self.worker = str(State.WAITING), 0, 0, ""
+        self.finished: float | None = None
+
+    def follow(self, happening: Happening) -> None:
+        detail = happening.detail
+        if happening.kind == "lost":
+            self.state, self.finished, self.worker = LOST, None, ""
+        elif happening.kind == Event.PURGE:
+            self.state = "removed"
+        elif "state" in detail:
+            self.state, self.attempt, self.deliveries = detail["state"], detail["attempt"], detail["deliveries"]
+            self.worker = happening.worker if self.state == State.ACTIVE else ""
+            self.finished = happening.at if self.state in (State.COMPLETED, State.DLQ, State.CANCELLED) else None
+
+
+def _said(detail: dict[str, Any]) -> str:
+    return " ".join(f"{key}={value}" for key, value in detail.items() if key != "fault")

@@ -1,0 +1,252 @@
+"""`simulate`: one call from a seed to a result. Checks what callers pass, draws the plan, and runs the world.
+
+The only file of the simulation that draws what is not a function of the seed: the seed itself, where none is given.
+"""
+
+import contextlib
+import inspect
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from secrets import randbelow
+from typing import Any
+
+from rqlab import arguments, executors
+from rqlab.durability import MODES
+from rqlab.errors import ValidationError
+from rqlab.executors import Handler
+from rqlab.simulation import recovery
+from rqlab.simulation.chance import Chance
+from rqlab.simulation.checks import CHECKS, Check
+from rqlab.simulation.faults import FAULTS, Fault, Plan, Span, checked_plan, draw_crashes, draw_swarm, in_order
+from rqlab.simulation.history import hash_of
+from rqlab.simulation.machine import Disk, Machine, Memory
+from rqlab.simulation.result import Header, Loss, SimulationResult
+from rqlab.simulation.stage import Settings, Stage
+
+log = logging.getLogger("rqlab")
+
+SEEDS = 1_000_000  # drawn seeds are below: short enough to be read out
+LIGHT_SWARM = 4.0  # faults besides the crashes, about
+CHECKPOINT_FRAMES = (20, 60, 1000)  # of SQLite's log; its default is 1000, and no small world gets there
+LEAST_SPAN = 8.0  # stall_timeouts are seconds: a story needs room
+
+
+def simulate(
+    crashes: int | Sequence[Fault] = 3,
+    *,
+    seed: int | None = None,
+    jobs: int | Sequence[Mapping[str, Any]] = 24,
+    workers: int = 3,
+    concurrency: int = 1,
+    durability: str = "durable",
+    store: str = "disk",
+    faults: Sequence[Fault] | float | None = None,
+    handler: Handler | Mapping[str, Handler] | None = None,
+    failure_rate: float = 0.15,
+    duration: float = 2.0,
+    stall_timeout: float = 4.0,
+    tick_interval: float = 1.0,
+    cuts: str | None = None,
+    until: float | None = None,
+    checks: Sequence[str] | None = None,
+) -> SimulationResult:
+    """Run the production engine, workers, housekeeping and store in virtual time while things break; see what held.
+
+    The same arguments and seed give the same result, event for event; without a seed one is drawn, and shown.
+
+    - `crashes`: so many of worker crash, process kill and power cut, drawn from the seed; or a list of `Fault`.
+    - `faults`: the others. None draws a light swarm of them, a number about so many; a list is the plan itself, `()`
+      none. `FAULTS` is the table of their kinds.
+    - `jobs`: so many, of all sorts, drawn from the seed; or a list of dicts of push's arguments, each with `queue`
+      ("mail" if left out) and `at` (seconds).
+    - `workers`, each a process of its own where the mode allows it, with `concurrency` runs at once.
+    - `durability` is a row of `MODES`; `store="memory"` takes a store in memory for the disk: some ten times as
+      fast, without the faults of a disk.
+    - `handler`: your own, run for real at the virtual instant, with `ctx.effect("charged card")` to tell what it does;
+      without one, runs last `duration` seconds on average and fail at `failure_rate`, drawn from the seed.
+    - `cuts="every-operation"`: let nothing else break, and cut the power at every single operation of the disk.
+    - `until`: stop after so many virtual seconds, instead of when everything has come to rest.
+    - `checks`: ids of `CHECKS`; all if left out.
+
+    Durations are in seconds. Raises ValidationError for a wrong argument.
+    """
+    chosen_seed = randbelow(SEEDS) if seed is None else arguments.whole(seed, "seed", 0, 2**63)
+    settings = Settings(
+        seed=chosen_seed,
+        jobs=jobs if not isinstance(jobs, int) else arguments.whole(jobs, "jobs", 0, 10_000_000),
+        workers=arguments.whole(workers, "workers", 1, 1_000),
+        concurrency=arguments.whole(concurrency, "concurrency", 1, 1_000),
+        durability=_one_of(durability, "durability", MODES),
+        store=_one_of(store, "store", ("disk", "memory")),
+        handler=None if handler is None else executors.checked(handler),
+        failure_rate=arguments.fraction(failure_rate, "failure_rate"),
+        duration=arguments.seconds(duration, "duration", above=0),
+        stall_timeout=arguments.seconds(stall_timeout, "stall_timeout", at_least=0.1),
+        tick_interval=arguments.seconds(tick_interval, "tick_interval", above=0),
+        until=None if until is None else arguments.seconds(until, "until", above=0),
+        checks=_checks(checks),
+    )
+    has_disk = settings.store == "disk" and settings.durability != "memory"
+    span = _span(settings)
+    if cuts is not None:
+        _one_of(cuts, "cuts", ("every-operation",))
+        if not has_disk:
+            raise ValidationError('cuts: expected store="disk" and a mode with a file; there are no operations in memory')
+        crashes, faults = 0, ()
+    plan = _plan(settings, span, crashes, faults, has_disk)
+    given = {name: value for name, value in locals().items() if name in _DEFAULTS}
+    return _simulate(settings, plan, span, has_disk, cuts is not None, _call(given | {"seed": chosen_seed}), given)
+
+
+def replay(result: SimulationResult) -> SimulationResult:
+    """Run the plan of a result again; one with a handler of the user's needs `simulate` and that handler."""
+    given = dict(result.header.arguments)
+    if given.get("handler"):
+        raise ValidationError(
+            f"replay: the handler {given['handler']} is not in the history; call {result.replay_line} with it"
+        )
+    given.pop("handler", None)
+    plan = list(result.plan)
+    return simulate(0, seed=result.seed, faults=plan, **given)
+
+
+def _simulate(
+    settings: Settings, plan: Plan, span: float, has_disk: bool, every_cut: bool, line: str, given: Mapping[str, Any]
+) -> SimulationResult:
+    with contextlib.ExitStack() as block:
+        block.enter_context(_quiet())
+        machine: Machine
+        scratch = None
+        if has_disk:
+            scratch = block.enter_context(recovery.scratch_directory())
+            chance = Chance(settings.seed)
+            frames = chance.choice(CHECKPOINT_FRAMES, "checkpoint", "frames")
+            machine = Disk(scratch, settings.durability, settings.seed, frames)
+            block.callback(machine.close)
+        else:
+            machine = Memory(is_kept=settings.durability != "memory")
+        stage = Stage(settings, plan, machine, span)
+        block.callback(_let_go, stage)
+        stage.run()
+        cut_rows = None
+        if every_cut:
+            assert isinstance(machine, Disk), "it was checked"
+            assert scratch is not None, "a disk has one"
+            from rqlab.simulation.cuts import every_operation
+
+            cut_rows = every_operation(stage, machine, scratch)
+    happenings = stage.history.happenings()
+    kept = {name: value for name, value in given.items() if name not in ("crashes", "faults", "seed", "checks")}
+    if settings.handler is not None:
+        kept["handler"] = getattr(settings.handler, "__qualname__", repr(settings.handler))
+    else:
+        kept.pop("handler", None)
+    kept.pop("cuts", None)
+    header = Header(
+        seed=settings.seed,
+        arguments=kept,
+        plan=list(plan),
+        replay=line,
+        hash=hash_of(happenings, stage.ledger.jobs.values()),
+        violations=[tuple(violation) for violation in stage.violations],
+        losses=[Loss(*loss) for loss in stage.losses],
+        steps=stage.world.steps,
+        ended_at=stage.world.now / 1000,
+    )
+    result = SimulationResult(header, happenings, replay)
+    if cut_rows is not None:
+        result.cuts = cut_rows
+    return result
+
+
+def _let_go(stage: Stage) -> None:
+    for process in stage.processes:
+        if process.is_alive:
+            process.silence()
+            stage.machine.leave(process.store.real)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """What the engine would log in this thread: simulated faults are no news for the user's console."""
+    thread = threading.get_ident()
+
+    def is_ours(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_ours)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_ours)
+
+
+def _span(settings: Settings) -> float:
+    """Within which faults strike: while there is work."""
+    if settings.until is not None:
+        return settings.until
+    if not isinstance(settings.jobs, int):
+        last = max((float(item.get("at", 0)) for item in settings.jobs if isinstance(item, Mapping)), default=0.0)
+        count = len(settings.jobs)
+    else:
+        last, count = 0.0, settings.jobs
+    busy = count * settings.duration * (1 + settings.failure_rate) / (settings.workers * settings.concurrency)
+    return round(max(1.3 * busy, last + 2 * settings.duration, 2 * settings.stall_timeout, LEAST_SPAN), 3)
+
+
+def _plan(
+    settings: Settings, span: float, crashes: int | Sequence[Fault], faults: Sequence[Fault] | float | None, has_disk: bool
+) -> Plan:
+    names = [f"worker-{number + 1}" for number in range(settings.workers)]
+    count = settings.jobs if isinstance(settings.jobs, int) else len(settings.jobs)
+    drawn_for = Span(span, settings.stall_timeout, names, max(count, 1), has_disk)
+    chance = Chance(settings.seed)
+    if isinstance(crashes, int):
+        first = draw_crashes(chance, drawn_for, arguments.whole(crashes, "crashes", 0, 10_000))
+    else:
+        first = checked_plan(crashes)
+    if faults is None:
+        rest = draw_swarm(chance, drawn_for, LIGHT_SWARM)
+    elif isinstance(faults, int | float):
+        rest = draw_swarm(chance, drawn_for, arguments.seconds(faults, "faults"))
+    else:
+        rest = checked_plan(faults)
+    for fault in (*first, *rest):
+        if FAULTS[fault.kind].needs_disk and not has_disk:
+            raise ValidationError(f'{fault!r} needs store="disk" and a mode with a file: there is no disk in memory')
+        if fault.target.startswith("worker") and fault.target not in names:
+            raise ValidationError(f"{fault!r}: no such worker; there are: {', '.join(names)}")
+    return in_order((*first, *rest))
+
+
+def _checks(ids: Sequence[str] | None) -> tuple[Check, ...]:
+    if ids is None:
+        return tuple(CHECKS.values())
+    unknown = [each for each in ids if each not in CHECKS]
+    if unknown:
+        raise ValidationError(f"checks: expected ids of {', '.join(CHECKS)}; got {', '.join(map(str, unknown))}")
+    return tuple(CHECKS[each] for each in ids)
+
+
+def _one_of(value: object, what: str, known: Iterable[str]) -> str:
+    if isinstance(value, str) and value in known:
+        return value
+    raise ValidationError(f"{what}: expected {' or '.join(map(repr, known))}; got {arguments.shown(value)}")
+
+
+def _call(given: Mapping[str, Any]) -> str:
+    """The call with these arguments, as a user would write it."""
+    said = []
+    for name, value in given.items():
+        if name == "handler" and value is not None:
+            said.append(f"handler={getattr(value, '__name__', value)}")
+        elif name == "seed" or value != _DEFAULTS[name]:
+            said.append(repr(value) if name == "crashes" else f"{name}={value!r}")
+    return f"rqlab.simulate({', '.join(said)})"
+
+
+_DEFAULTS: dict[str, Any] = {
+    name: parameter.default for name, parameter in inspect.signature(simulate).parameters.items()
+}
+Replay = Callable[[SimulationResult], SimulationResult]
