@@ -12,7 +12,7 @@ from math import ceil
 from typing import NamedTuple
 
 from rqlab.engine import LISTED, PAUSED, Ending
-from rqlab.errors import LeaseLost, RQLabError
+from rqlab.errors import LeaseLost, RQLabError, StoreError
 from rqlab.job import FINISHED, Backoff, Job, State
 from rqlab.lifecycle import TRANSITIONS, Event
 from rqlab.simulation.ledger import Commit, Found, Ledger, told
@@ -158,7 +158,7 @@ def _refused(ledger: Ledger, answer: Answer) -> str | None:
         stored = answer.stored
         if stored is not None and stored.state is ACTIVE and stored.deliveries == answer.job.deliveries:
             return f"{answer.attempted} of job {answer.job.id} was refused, though delivery {stored.deliveries} holds it"
-    elif isinstance(answer.outcome, RQLabError):
+    elif isinstance(answer.outcome, RQLabError) and not isinstance(answer.outcome, StoreError):
         return f"{answer.attempted} of job {answer.job.id} raised {type(answer.outcome).__name__}: {answer.outcome}"
     return None
 
@@ -189,8 +189,8 @@ def _not_early(ledger: Ledger, seen: Seen) -> str | None:
         return f"{event} of job {new.id} was given {seen.at} by a wall that shows {seen.clock}"
     if new.updated_at != seen.at and event is not Event.PURGE:
         return f"{event} of job {new.id} at {seen.at} was stamped {new.updated_at}"
-    if event in (Event.PULL, Event.PROMOTE) and old is not None and old.delay_until is not None:
-        if old.delay_until > seen.at:
+    if event is Event.PROMOTE and old is not None and old.delay_until is not None:
+        if old.delay_until > seen.at:  # a pull may be by a slower clock than that which promoted
             return f"job {new.id} came {old.delay_until - seen.at} ms before it was due"
     elif event in CHARGED and new.state in (WAITING, DELAYED):
         low, high = _backoff(new, seen.ending)

@@ -323,7 +323,7 @@ class Stage:
             return
         said = f"{who}: {type(error).__name__}: {error}"
         nobody = Job(id="", queue="", name="")
-        self._answer(Answer("a step", nobody, RQLabError(said), None, (), said))
+        self._answer(Answer("a step", nobody, StoreError(said), None, (), said))
 
     def before_step(self, process: Process) -> None:
         if self.armed:
