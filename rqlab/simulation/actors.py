@@ -167,7 +167,7 @@ class ProcessActor(Actor):
         except Exception as error:  # noqa: BLE001  # the stage judges it: only rqlab's own may come
             process.stage.met(process, self.name, error)
             again_at = wall + PUSH_AGAIN_MS
-        if not process.stage.after_step(process) or again_at is None or self.is_down:
+        if not process.stage.after_step(process) or again_at is None or self.is_down or not process.is_alive:
             return None
         return self.next_at(now, max(again_at - wall, 0) + process.spent)
 

@@ -334,7 +334,7 @@ class Stage:
                 self.machine.recorder.stop_at = self._operations_before + self._operations_left
 
     def after_step(self, process: Process) -> bool:
-        """Whether the process still lives: a crash may have come inside the step."""
+        """Whether the step came to its end: a crash may have come inside it."""
         machine = self.machine
         if self.armed and isinstance(machine, Disk):
             fault, target = self.armed[0]
@@ -351,7 +351,7 @@ class Stage:
                     self._killed(process, fault)
                 self._arm_next()
                 return False
-        return process.is_alive
+        return True
 
     # Handlers.
 
