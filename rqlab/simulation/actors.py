@@ -215,7 +215,7 @@ class WorkerActor(ProcessActor):
         worker = self.worker
         idle = worker.idle_until - self.process.wall.now()
         longest = milliseconds(worker.stall_timeout) // 2  # a longer pause would look like a late step
-        return min(now + max(min(idle, longest), 1), max(self.executor.next_end, now))
+        return min(now + max(min(idle, longest), POLL_MS), max(self.executor.next_end, now))
 
     def wake(self, now: int, is_here: bool) -> None:
         """Something was stored: in its own process a bell rings, else the next poll sees it."""

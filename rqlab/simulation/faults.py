@@ -104,6 +104,11 @@ def _leases(low: float, high: float) -> Callable[[Span, Number], float]:
     return lambda span, number: span.stall_timeout * (low + (high - low) * number("seconds"))
 
 
+def _lateness(span: Span, number: Number) -> float:
+    """Half of them at the worst moment."""
+    return 0.0 if number("worst") < 0.5 else _leases(0.5, 3)(span, number)
+
+
 def _draw_kill(span: Span, number: Number) -> Fault:
     operation = int(number("operation") * 40) if span.has_disk and number("inside") < 0.5 else 0
     return Fault(_at(span, number), "process kill", _worker(span, number), 2.0, operation=operation)
@@ -162,8 +167,8 @@ FAULTS: dict[str, Kind] = {
             lambda scene, fault: scene.freeze(fault), _drawn("freeze", _leases(0.3, 4)), weight=4.0,
         ),
         Kind(
-            "late ack", "a run ends without heartbeats, and reports `seconds` later",
-            lambda scene, fault: scene.delay_ack(fault), _drawn("late ack", _leases(0.5, 3)), weight=4.0,
+            "late ack", "a run reports `seconds` late, without heartbeats; 0: in the middle of its job's next run",
+            lambda scene, fault: scene.delay_ack(fault), _drawn("late ack", _lateness), weight=4.0,
         ),
         Kind(
             "duplicate ack", "a report is sent again `seconds` after it was stored",

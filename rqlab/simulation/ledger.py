@@ -56,7 +56,7 @@ class Found(NamedTuple):
 class Ledger:
     """The state that the commits so far add up to."""
 
-    def __init__(self, commits_kept: int | None) -> None:
+    def __init__(self, commits_kept: int) -> None:
         self.jobs: dict[str, Job] = {}
         self.entries: dict[str, bytes] = {}
         self.unique: dict[Key, str] = {}  #: who holds each unique key

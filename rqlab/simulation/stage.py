@@ -42,6 +42,7 @@ from rqlab.storage import Store
 from rqlab.storage.locks import Lock
 
 SLOW_WRITE_MS = 400
+COMMITS_KEPT = 50_000  # what can be taken back after a crash
 COUNT_EVERY = 500  # commits between two readings of the whole store
 WAKES_ALL = frozenset({Event.STALL, Event.TIME_OUT, Event.CANCEL})
 STARTS_RUN = frozenset({State.WAITING, State.DELAYED})
@@ -79,7 +80,7 @@ class Stage:
         self.stall_timeout = settings.stall_timeout
         self.tick_interval = settings.tick_interval
         self.is_durable = settings.durability == "durable"
-        self.ledger = Ledger(3 if self.is_durable else None)
+        self.ledger = Ledger(COMMITS_KEPT)
         self.violations: list[Violation] = []
         self.ran: dict[tuple[str, int], bytes] = {}  #: by job and delivery: the data that the handler got
         self.labels: dict[str, str] = {}  #: by job id: what it is called whatever its id is, for chance
@@ -94,6 +95,7 @@ class Stage:
         self.hanging: dict[str, int] = {}
         self.late_acks: dict[str, list[Fault]] = {}
         self.repeated_acks: dict[str, list[Fault]] = {}
+        self.lurking: dict[str, Callable[[int], None]] = {}  #: by job: a report that waits for the job's next run
         self.repeat_pushes = 0
         self.armed: list[tuple[Fault, Process | None]] = []  #: crashes that wait for an operation or a window
         self._operations_left = 0
@@ -182,7 +184,7 @@ class Stage:
         settings = self.settings
         total = settings.jobs if isinstance(settings.jobs, int) else len(settings.jobs)
         work = 20 * settings.duration * total / settings.workers
-        seconds = 600 + 30 * settings.stall_timeout + work
+        seconds = 120 + 30 * settings.stall_timeout + work
         furthest = max((job.delay_until - EPOCH for job in self.ledger.jobs.values() if job.delay_until), default=0)
         leases = max((job.lease_until - EPOCH for job in self.ledger.jobs.values() if job.lease_until), default=0)
         return max(self.world.now, furthest, leases) + self._furthest_ahead + ceil(seconds * 1000)
@@ -366,6 +368,9 @@ class Stage:
         self.ran[job.id, job.deliveries] = bytes(job.encoded_data)
         low, high = 0.4 * settings.duration, 1.6 * settings.duration
         duration = max(round(self.chance.between(low, high, "duration", label, job.deliveries) * 1000), 1)
+        lurking = self.lurking.pop(job.id, None)
+        if lurking is not None:
+            lurking(self.world.now + duration // 2)
         if label in self.poisoned:
             cause = self.history.note(self.world.now, "poison job", job.id, actor.name)
             crash = Fault(self.world.now / 1000, "worker crash", actor.name, 1.0)
@@ -409,7 +414,10 @@ class Stage:
             if actor.worker.runs.get(run.job.id) is run:
                 del actor.worker.runs[run.job.id]  # nobody keeps its lease any more
             self._note_fault(fault, actor.name, run.job.id)
-            late(actor, f"late ack of {name}", self.world.now + _ms(fault.seconds), run, report)
+            if fault.seconds:
+                late(actor, f"late ack of {name}", self.world.now + _ms(fault.seconds), run, report)
+            else:
+                self.lurking[run.job.id] = lambda at: late(actor, f"late ack of {name}", at, run, report)
             return False
         if faults := self.repeated_acks.get(actor.name):
             fault = faults.pop()

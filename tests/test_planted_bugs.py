@@ -1,0 +1,130 @@
+"""Proof that the simulator would notice: bugs planted in the production code, each caught by the check that should.
+
+A plant is a change to one seam of the code under test, and nothing of the simulation. Beside all of them stands the
+control: the same campaigns without a plant find nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+
+from rqlab import backoff, lifecycle
+from rqlab.engine import Engine
+from rqlab.lifecycle import Event
+from rqlab.simulation.run import simulate
+from rqlab.storage import disk, memory
+
+Patch = pytest.MonkeyPatch
+
+
+def no_fencing(patch: Patch) -> None:
+    """An ack is believed whoever holds the job by now."""
+
+    def fence(stored: Any, held: Any) -> Any:
+        if stored is None or stored.state is not lifecycle.ACTIVE:
+            raise lifecycle.LeaseLost("not active")
+        return stored
+
+    patch.setattr(lifecycle, "fence", fence)
+
+
+def no_stall_recovery(patch: Patch) -> None:
+    """Nobody takes a job from a worker that is gone."""
+    patch.setattr(Engine, "recover", lambda self, queue, judged_until, now: [])
+
+
+def max_attempts_ignored(patch: Patch) -> None:
+    """A job is tried for ever."""
+    charge = lifecycle._charge
+
+    def forever(job: Any, *arguments: Any) -> Any:
+        charged = charge(lifecycle.replace(job, max_attempts=1_000_000), *arguments)
+        return lifecycle.replace(charged, max_attempts=job.max_attempts)
+
+    patch.setattr(lifecycle, "_charge", forever)
+
+
+def early_retry(patch: Patch) -> None:
+    """A retry forgets half of its backoff."""
+    patch.setattr(lifecycle, "retry_in", lambda job, draw: backoff.retry_in(job, draw) // 2)
+
+
+def normal_in_durable(patch: Patch) -> None:
+    """A commit returns before it is on the disk."""
+    patch.setitem(disk.SETTINGS, "sqlite_synchronous", 1)
+
+
+def lost_wake_up(patch: Patch) -> None:
+    """A delayed job is promoted by nobody."""
+    patch.setattr("rqlab.engine._promote", lambda tx, queue, now, limit: 0)
+
+
+def counters_only_rise(patch: Patch) -> None:
+    """A job that moves on is counted in, and not counted out."""
+
+    def count_in(tx: Any, job: Any, replacing: Any) -> None:
+        if replacing is None or replacing.state is not job.state:
+            tx.tally(job.queue, job.state)
+
+    patch.setattr(memory, "count_in", count_in)
+
+
+def unique_key_leaks(patch: Patch) -> None:
+    """A finished job keeps its unique key."""
+    change = Engine.__init__.__globals__["_change"]
+
+    def leaky(tx: Any, event: Event, old: Any, new: Any, now: int) -> Any:
+        class Keeps:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(tx, name)
+
+            def delete_entry(self, key: str) -> None:
+                if not key.startswith("unique/"):
+                    tx.delete_entry(key)
+
+        return change(Keeps(), event, old, new, now)
+
+    patch.setattr("rqlab.engine._change", leaky)
+
+
+class Plant(NamedTuple):
+    plant: Callable[[Patch], None]
+    caught_by: set[str]  #: any of these checks
+    options: dict[str, Any]
+    seeds: range
+    at_least: int  #: seeds that notice
+
+
+MEMORY: dict[str, Any] = {"store": "memory", "jobs": 30, "faults": 9}
+DISK: dict[str, Any] = {"jobs": 16}
+
+PLANTS = [
+    Plant(no_fencing, {"I3"}, MEMORY, range(20), 10),
+    Plant(no_stall_recovery, {"L1"}, MEMORY, range(6), 6),
+    Plant(max_attempts_ignored, {"I4"}, {**MEMORY, "failure_rate": 0.5}, range(6), 6),
+    Plant(early_retry, {"I5"}, MEMORY, range(6), 6),
+    Plant(lost_wake_up, {"L1"}, MEMORY, range(3), 3),
+    Plant(unique_key_leaks, {"I10b", "I11"}, {**MEMORY, "jobs": 60}, range(6), 5),
+    Plant(normal_in_durable, {"R3"}, {**DISK, "crashes": 4}, range(10), 4),
+    Plant(counters_only_rise, {"I11"}, MEMORY, range(6), 6),
+]
+
+
+def caught(plant: Plant, seed: int) -> set[str]:
+    """The checks that complain."""
+    return {violation.check for violation in simulate(**plant.options, seed=seed).violations}
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.plant.__name__)
+def test_a_planted_bug_is_caught_by_the_check_that_should(plant: Plant, monkeypatch: Patch) -> None:
+    plant.plant(monkeypatch)
+    complaints = [caught(plant, seed) for seed in plant.seeds]
+    noticed = sum(bool(each & plant.caught_by) for each in complaints)
+
+    assert noticed >= plant.at_least, complaints
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.plant.__name__)
+def test_without_the_plant_nothing_is_found(plant: Plant) -> None:
+    assert [caught(plant, seed) for seed in plant.seeds] == [set()] * len(plant.seeds)
