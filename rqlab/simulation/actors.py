@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from rqlab import executors
+from rqlab.durability import Keeper
 from rqlab.engine import Ending, Push
-from rqlab.errors import RQLabError, StoreError
+from rqlab.errors import RQLabError, StoreBusy, StoreError
 from rqlab.executors import Context, Finished, Handlers, Report, Run
 from rqlab.housekeeping import Housekeeper, Retention
 from rqlab.ids import Ids
@@ -45,6 +46,7 @@ class Stage(Protocol):
     tick_interval: float
 
     def open_store(self, process: "Process") -> Store: ...
+    def keeper_of(self, store: Store) -> Keeper | None: ...
     def draw(self, purpose: str, entity: str, counter: int) -> float: ...
     def draw_id_bits(self, process: "Process") -> Callable[[int], int]: ...
     def before_write(self, process: "Process") -> None: ...
@@ -68,6 +70,7 @@ class Process:
         self.stage = stage
         self.wall = Wall(stage.world)
         self.actors: list["ProcessActor"] = []
+        self.keeper = KeeperActor(f"{name} keeper", self)
         self.is_alive = False
         self.is_leaving = False  #: it was told to end
         self.is_restarting = False  #: somebody will start it
@@ -96,6 +99,9 @@ class Process:
             return None
         self.store = WatchedStore(real, self)
         self.engine = WatchedEngine(self.store, stage.draw, self)
+        self.keeper.keeper = stage.keeper_of(real)
+        if self.keeper.keeper is not None:
+            self.keeper.listen(real)
         self.ids = Ids(stage.draw_id_bits(self))
         self.is_alive, self.is_leaving, self.is_restarting = True, False, False
         if not stage.after_step(self):
@@ -258,6 +264,37 @@ class HousekeeperActor(ProcessActor):
         job_id = self.process.ids.draw(now)
         self.process.stage.fires(schedule, tick, job_id)
         return msgspec.json.decode(schedule.options, type=Push), job_id
+
+
+class KeeperActor(ProcessActor):
+    """What makes writes safe in the modes where they become so later; idle in the others."""
+
+    __slots__ = ("keeper",)
+
+    keeper: Keeper | None
+
+    def act(self, wall: int) -> int | None:
+        return None if self.keeper is None else self.keeper.step(wall)
+
+    def listen(self, store: Store) -> None:
+        """Be called when the store says so; a writer that meets the bound waits for the keeper, at that instant."""
+        world, process, keeper = self.process.stage.world, self.process, self.keeper
+        assert keeper is not None, "there is something to keep"
+
+        def hurry() -> None:
+            if not self.is_down:
+                world.call(self, world.now)
+
+        def make_room() -> None:
+            for _ in range(4):  # store what was taken; take; store; look
+                keeper.step(process.wall.now())
+            if keeper.failures:
+                raise StoreBusy("no snapshot could be stored, and no more may be unsafe")
+
+        later: Any = store  # a LaterStore: that is why it has a keeper
+        later.on_unsafe = hurry
+        if hasattr(store, "make_room"):
+            later.make_room = make_room
 
 
 class Act(NamedTuple):

@@ -74,9 +74,8 @@ class Recovery(NamedTuple):
     complaints: Sequence[str]  #: why not; or what SQLite finds wrong with the file
     how: str  #: "kill", or a row of CRASH_KINDS
     taken_back: Sequence[Commit] | None  #: commits that are gone; None: what was found is no prefix of them
-    allowed: int | None  #: how many may be gone; None: all
-    held: Sequence[Job]  #: the records that were active, as far as they were kept
-    durable: bool
+    allowed: float  #: how many may be gone
+    held: Sequence[Job]  #: the records that were active
 
 
 class End(NamedTuple):
@@ -334,8 +333,8 @@ def _pushed(ledger: Ledger, recovery: Recovery) -> str | None:
 
 def _kept(ledger: Ledger, recovery: Recovery) -> str | None:
     gone = 0 if recovery.taken_back is None else len(recovery.taken_back)
-    if recovery.allowed is not None and gone > recovery.allowed:
-        return f"a {recovery.how} took {gone} acknowledged writes; allowed are {recovery.allowed}"
+    if gone > recovery.allowed:
+        return f"a {recovery.how} took {gone} acknowledged writes; allowed are {recovery.allowed:g}"
     return None
 
 

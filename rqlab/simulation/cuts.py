@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 def every_operation(stage: Stage, disk: Disk, scratch: Path) -> "pandas.DataFrame":
-    """Cut at each operation, in each crash kind, the name models in turn: one row a cut. Broken promises are noted."""
+    """Cut at each operation, in each crash kind, the name models in turn: one row a cut. Broken promises are noted.
+
+    What is left must be the state after some prefix of the transactions; in durable, after all that were acknowledged.
+    """
     import pandas
 
     for process in stage.processes:

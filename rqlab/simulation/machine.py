@@ -13,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from rqlab.durability import MODES
+from rqlab.durability import MODES, Opening
+from rqlab.errors import RQLabError
 from rqlab.simulation.faults import Fault
 from rqlab.simulation.platter import CRASH_KINDS, Cut, Platter
 from rqlab.simulation.recorder import ERRORS, OK, Kind, Operation, Recorder
 from rqlab.simulation.windows import JOURNAL, WAL, WINDOWS, windows_at
 from rqlab.storage import Store
 from rqlab.storage.disk import DiskStore
+from rqlab.storage.hybrid import HybridStore
 from rqlab.storage.locks import Lock
 from rqlab.storage.memory import MemoryStore
 
@@ -37,7 +39,7 @@ class Machine(Protocol):
         """What a process does first; a StoreError if it cannot."""
 
     def leave(self, store: Store) -> None:
-        """The process that had it was killed."""
+        """The process that had it was killed, or has closed it."""
 
     def cut(self, fault: Fault, seed: int) -> str:
         """The power fails, now; all processes must have left. The crash kind."""
@@ -89,9 +91,10 @@ class Disk:
 
     survives_kill = True
 
-    def __init__(self, scratch: Path, durability: str, seed: int, checkpoint_frames: int | None) -> None:
+    def __init__(self, scratch: Path, durability: str, opening: Opening, seed: int, checkpoint_frames: int) -> None:
         self._scratch = scratch
-        self._durability = durability
+        self._mode = MODES[durability]
+        self._opening = opening
         self._seed = seed
         self._checkpoint_frames = checkpoint_frames
         self._names = itertools.count()
@@ -105,15 +108,24 @@ class Disk:
         return self.recorder.is_stopped
 
     def open(self) -> Store:
-        store = DiskStore(self.recorder.directory / JOBS, busy_timeout=0.0, durability=self._durability)
-        if self._checkpoint_frames is not None:
-            store._read(lambda raw: raw.run(f"PRAGMA wal_autocheckpoint = {self._checkpoint_frames}"))
+        store = self._mode.open(self._opening._replace(path=self.recorder.directory / JOBS))
+        try:
+            _file_of(store)._read(lambda raw: raw.run(f"PRAGMA wal_autocheckpoint = {self._checkpoint_frames}"))
+        except RQLabError:
+            self.leave(store)
+            raise
         return store
 
     def leave(self, store: Store) -> None:
+        """Nothing is flushed, nothing written back: the files are let go of, as the kernel does for the dead."""
         was_stopped, self.recorder.is_stopped = self.recorder.is_stopped, True
-        with contextlib.suppress(Exception):  # what the dead would say
-            store.close()
+        file = _file_of(store)
+        file._closed = True
+        if isinstance(store, HybridStore):
+            store._closed = True
+        file._connection.close()
+        file._write_lock.close()
+        file._owner.close()
         self.recorder.is_stopped = was_stopped
 
     def cut(self, fault: Fault, seed: int) -> str:
@@ -143,14 +155,9 @@ class Disk:
         self.recorder.is_stopped = False
 
     def complaints(self, store: Store) -> list[str]:
-        assert isinstance(store, DiskStore), "a disk has stores in files"
-        said: list[str] = []
-
-        def ask(raw: object) -> None:
-            rows = store._connection.execute("PRAGMA integrity_check(10)").fetchall()
-            said.extend(str(line) for (line,) in rows)
-
-        store._read(ask)
+        file = _file_of(store)
+        rows = file._read(lambda raw: raw.sql("PRAGMA integrity_check(10)").fetchall())
+        said = [str(line) for (line,) in rows]
         return [] if said == ["ok"] else said
 
     def refuse(self, error: str, kinds: tuple[Kind, ...] = tuple(Kind), times: int | None = None) -> None:
@@ -177,6 +184,12 @@ class Disk:
         else:
             lay_out(directory)
         return self._block.enter_context(WorldRecorder(directory, seed=self._seed))
+
+
+def _file_of(store: Store) -> DiskStore:
+    file = store.disk if isinstance(store, HybridStore) else store
+    assert isinstance(file, DiskStore), "a disk has stores in files"
+    return file
 
 
 class Refusal:
@@ -242,4 +255,3 @@ OPENS: dict[str, Callable[[Operation, list[Operation]], bool]] = {
 }
 assert OPENS.keys() == WINDOWS.keys(), "every window can be waited for"
 assert "lost" in CRASH_KINDS, "the kind of a cut that names none"
-assert "durable" in MODES, "what a disk is opened as"

@@ -19,6 +19,7 @@ from rqlab.lifecycle import Event
 from rqlab.simulation.checks import Violation
 from rqlab.simulation.faults import FAULTS, Fault
 from rqlab.simulation.history import FORMAT, KINDS, Happening
+from rqlab.simulation.platter import CRASH_KINDS
 
 if TYPE_CHECKING:
     import pandas
@@ -42,7 +43,7 @@ EVENT_KINDS = [*map(str, Event), *FAULTS, *KINDS]
 class Loss(msgspec.Struct, frozen=True):
     """What one crash took."""
 
-    how: str  #: "kill", or a row of CRASH_KINDS
+    how: str  #: "kill", "exit" (a clean one), or a row of CRASH_KINDS
     writes: int  #: acknowledged writes that are gone
     jobs: int  #: jobs that are gone
 
@@ -197,14 +198,15 @@ class SimulationResult:
 
     @cached_property
     def promise(self) -> "pandas.DataFrame":
-        """What the mode promises beside what was lost: one row for process kills, one for power cuts."""
+        """What the mode promises beside what was lost: a row for kills, for power cuts, for clean exits."""
         mode = MODES[self.header.arguments["durability"]]
         rows = []
-        for crash, may_lose, is_one in (
-            ("kill -9", mode.lost_at_kill, lambda how: how in ("kill", "sigkill")),
-            ("power cut", mode.lost_at_power_cut, lambda how: how not in ("kill", "sigkill")),
+        for crash, may_lose, hows in (
+            ("kill -9", mode.lost_at_kill, ("kill",)),
+            ("power cut", mode.lost_at_power_cut, tuple(CRASH_KINDS)),
+            ("clean exit", mode.lost_at_exit, ("exit",)),
         ):
-            losses = [loss for loss in self.header.losses if is_one(loss.how)]
+            losses = [loss for loss in self.header.losses if loss.how in hows]
             rows.append(
                 (mode.name, crash, may_lose, len(losses), sum(each.writes for each in losses), sum(each.jobs for each in losses))
             )

@@ -12,7 +12,7 @@ from secrets import randbelow
 from typing import Any
 
 from rqlab import arguments, executors
-from rqlab.durability import MODES
+from rqlab.durability import MODES, Opening
 from rqlab.errors import ValidationError
 from rqlab.executors import Handler
 from rqlab.simulation import recovery
@@ -47,6 +47,10 @@ def simulate(
     duration: float = 2.0,
     stall_timeout: float = 4.0,
     tick_interval: float = 1.0,
+    flush_interval: float = 0.010,
+    max_batch: int = 100,
+    snapshot_interval: float = 1.0,
+    max_dirty: int = 5_000,
     cuts: str | None = None,
     until: float | None = None,
     checks: Sequence[str] | None = None,
@@ -66,6 +70,7 @@ def simulate(
     - `handler`: your own, run for real at the virtual instant, with `ctx.effect("charged card")` to tell what it does;
       without one, runs last `duration` seconds on average and fail at `failure_rate`, drawn from the seed.
     - `cuts="every-operation"`: let nothing else break, and cut the power at every single operation of the disk.
+    - `flush_interval`, `max_batch`, `snapshot_interval` and `max_dirty` are those of `rqlab.open`.
     - `until`: stop after so many virtual seconds, instead of when everything has come to rest.
     - `checks`: ids of `CHECKS`; all if left out.
 
@@ -84,9 +89,21 @@ def simulate(
         duration=arguments.seconds(duration, "duration", above=0),
         stall_timeout=arguments.seconds(stall_timeout, "stall_timeout", at_least=0.1),
         tick_interval=arguments.seconds(tick_interval, "tick_interval", above=0),
+        opening=Opening(
+            path="",
+            busy_timeout=0.0,  # one steps at a time: who finds a lock held would wait for ever
+            flush_interval=arguments.seconds(flush_interval, "flush_interval", above=0),
+            max_batch=arguments.whole(max_batch, "max_batch", 1, 1_000_000),
+            snapshot_interval=arguments.seconds(snapshot_interval, "snapshot_interval", above=0),
+            max_dirty=arguments.whole(max_dirty, "max_dirty", 1, 10_000_000),
+        ),
         until=None if until is None else arguments.seconds(until, "until", above=0),
         checks=_checks(checks),
     )
+    if settings.store == "memory" and settings.durability not in ("durable", "memory"):
+        raise ValidationError(
+            f'store: expected "disk" for durability={settings.durability!r}; what it may lose is a matter of the disk'
+        )
     has_disk = settings.store == "disk" and settings.durability != "memory"
     span = _span(settings)
     if cuts is not None:
@@ -122,7 +139,7 @@ def _simulate(
             scratch = block.enter_context(recovery.scratch_directory())
             chance = Chance(settings.seed)
             frames = chance.choice(CHECKPOINT_FRAMES, "checkpoint", "frames")
-            machine = Disk(scratch, settings.durability, settings.seed, frames)
+            machine = Disk(scratch, settings.durability, settings.opening, settings.seed, frames)
             block.callback(machine.close)
         else:
             machine = Memory(is_kept=settings.durability != "memory")

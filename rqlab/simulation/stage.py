@@ -12,6 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from rqlab import schedule as schedules
+from rqlab.durability import MODES, Keeper, Opening
 from rqlab.engine import Push
 from rqlab.errors import DuplicateKey, InvalidState, JobNotFound, LeaseLost, RQLabError, StoreError
 from rqlab.executors import Handlers, Report, Run
@@ -42,6 +43,7 @@ from rqlab.storage import Store
 from rqlab.storage.locks import Lock
 
 SLOW_WRITE_MS = 400
+ALL_WRITES = 2**62  # of a store that goes with its process
 COMMITS_KEPT = 50_000  # what can be taken back after a crash
 COUNT_EVERY = 500  # commits between two readings of the whole store
 WAKES_ALL = frozenset({Event.STALL, Event.TIME_OUT, Event.CANCEL})
@@ -62,6 +64,7 @@ class Settings(NamedTuple):
     duration: float  #: seconds; the mean of a run
     stall_timeout: float  #: seconds
     tick_interval: float  #: seconds
+    opening: Opening  #: the settings of the mode
     until: float | None  #: seconds; None: until everything has come to rest
     checks: tuple[Check, ...]
 
@@ -86,6 +89,8 @@ class Stage:
         self.labels: dict[str, str] = {}  #: by job id: what it is called whatever its id is, for chance
         self.struck: dict[str, int] = {}  #: by worker: the event of the fault that last struck it
         self.crash = ""  #: how the machine, or a process, last went down, until what is left has been judged
+        self.acknowledged_at: list[int] = []  #: lengths of the disk's log at which a write had been promised to be safe
+        self._at_risk = 0  #: acknowledged writes that were not safe then
         self.losses: list[tuple[str, int, int]] = []  #: (how, writes lost, jobs lost) of each crash
         self.engine_events = 0
         self.write_ms = 0
@@ -229,6 +234,9 @@ class Stage:
     def open_store(self, process: Process) -> Store:
         return self.machine.open()
 
+    def keeper_of(self, store: Store) -> Keeper | None:
+        return MODES[self.settings.durability].keeper(store, self.settings.opening)
+
     def opened(self, process: Process) -> None:
         number = self.history.note(self.world.now, "start", "", process.name, self.struck.get(process.name, -1))
         if self.crash:
@@ -269,6 +277,8 @@ class Stage:
         for key, value in effects.entries:
             ledger.put_entry(commit, key, value)
         self.engine_events += len(effects.changes)
+        if self.is_durable and isinstance(self.machine, Disk):
+            self.acknowledged_at.append(len(self.machine.recorder))
         if wakes or wakes_all:
             for actor in self.workers.values():
                 if actor.entry and (wakes_all or actor.executor.free()):
@@ -488,20 +498,26 @@ class Stage:
             self._arm_next()
 
     def _die(self, process: Process) -> None:
+        was_open = process.is_alive
         process.silence()
-        store = getattr(process, "store", None)
-        if store is not None:
-            self.machine.leave(store.real)
+        if was_open:
+            self._at_risk += self._unsafe(process.store.real)
+            self.machine.leave(process.store.real)
+
+    def _unsafe(self, store: Store) -> int:
+        """Acknowledged writes that a crash takes now."""
+        if not self.machine.survives_kill:
+            return ALL_WRITES
+        return int(getattr(store, "unsafe_writes", 0))
 
     def _killed(self, process: Process, fault: Fault) -> None:
         number = self._note_fault(fault, fault.target or process.name)
         self._blame(process, number)
-        if not self.machine.survives_kill or self.ledger.unknown:
+        if self.crash in ("", "exit"):
             self.crash = "kill"
         witness = next((each for each in self.processes if each.is_alive), None)
-        if self.crash and witness is not None and self.machine.survives_kill:
+        if witness is not None:
             self._judge_recovery(witness.store.real, number)
-        self.crash = self.crash or "kill"
         self._start_in(process, _ms(fault.seconds) or 1)
 
     def _power_fails(self, fault: Fault) -> None:
@@ -551,21 +567,22 @@ class Stage:
         self.world.call(Call(f"{name} again", again), self.world.now + 100 + _ms(fault.seconds))
 
     def _close(self, process: Process) -> None:
-        """It ends in peace."""
-        process.silence()
+        """It ends in peace: whatever the mode, nothing is lost then, but what is in memory."""
         self.before_step(process)
+        how = "exit"
         if isinstance(self.machine, Disk):
             try:
                 process.store.real.close()
             except RQLabError as error:
                 self.met(process, process.name, error)
-                self.machine.leave(process.store.real)
-        process.is_alive = True
-        alive = self.after_step(process)
-        if alive:
-            process.is_alive = False
-        elif not process.is_restarting:
-            process.is_leaving = False
+                how = "kill"
+        if not self.after_step(process):
+            return  # a crash came first
+        if how == "kill" or not self.machine.survives_kill:
+            self._die(process)
+        else:
+            process.silence()
+        self.crash = self.crash or how
 
     def jump(self, fault: Fault) -> None:
         process = self._target(fault).process
@@ -754,7 +771,6 @@ class Stage:
     def _judge_recovery(self, store: Store, cause: int) -> None:
         how, self.crash = self.crash, ""
         ledger = self.ledger
-        held = [job for job in ledger.jobs.values() if job.state is State.ACTIVE]
         try:
             complaints = self.machine.complaints(store)
             found = read(store)
@@ -762,7 +778,7 @@ class Stage:
             if self._is_disturbed():
                 self.crash = how  # a fault that strikes now: the next opening is judged
                 return
-            self._ask(Moment.RECOVERY, Recovery(None, [str(error)], how, None, 0, held, self.is_durable))
+            self._ask(Moment.RECOVERY, Recovery(None, [str(error)], how, None, 0, ()))
             return
         before = dict(ledger.jobs)
         taken_back = self._taken_back(found)
@@ -771,9 +787,14 @@ class Stage:
         if taken_back:
             ledger.lost_writes += len(taken_back)
             lost_jobs = self._lose(taken_back, before, cause)
-        allowed = None if self.settings.durability == "memory" else int(loses_the_last(how))
+        held = [job for job in ledger.jobs.values() if job.state is State.ACTIVE]
+        mode, opening = MODES[self.settings.durability], self.settings.opening
+        allowed = min(self._at_risk, mode.most_lost(opening))
+        if loses_the_last(how):
+            allowed += max(mode.most_lost(opening), 1)  # one transaction more
+        self._at_risk = 0
         self._ask(
-            Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held, self.is_durable)
+            Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held)
         )
         self.losses.append((how, len(taken_back or ()), lost_jobs))
         detail = {"after": how, "writes_lost": len(taken_back or ()), "jobs_lost": lost_jobs}
