@@ -43,6 +43,10 @@ if (
 ):  # the laboratory is imported at first use: `import rqlab` takes 0.1 s, and an application needs no more
     from rqlab.measurement import Measurement, measure
     from rqlab.simulation.audit import Audit, audit
+    from rqlab.simulation.checks import CHECKS
+    from rqlab.simulation.faults import FAULTS, Fault
+    from rqlab.simulation.result import SimulationResult
+    from rqlab.simulation.run import simulate
 
 __version__ = "0.1.0"
 
@@ -52,9 +56,16 @@ LABORATORY = {
     "Measurement": "rqlab.measurement",
     "audit": "rqlab.simulation.audit",
     "measure": "rqlab.measurement",
+    "CHECKS": "rqlab.simulation.checks",
+    "FAULTS": "rqlab.simulation.faults",
+    "Fault": "rqlab.simulation.faults",
+    "SimulationResult": "rqlab.simulation.result",
+    "simulate": "rqlab.simulation.run",
 }
 
 __all__ = [
+    "CHECKS",
+    "FAULTS",
     "MODES",
     "TRANSITIONS",
     "AsyncContext",
@@ -67,6 +78,7 @@ __all__ = [
     "Delivery",
     "DuplicateKey",
     "Event",
+    "Fault",
     "FormatTooNew",
     "InvalidState",
     "Job",
@@ -81,6 +93,7 @@ __all__ = [
     "RetryAfter",
     "Schedule",
     "ScheduleNotFound",
+    "SimulationResult",
     "Snooze",
     "State",
     "StoreBusy",
@@ -93,6 +106,7 @@ __all__ = [
     "measure",
     "memory",
     "open",
+    "simulate",
 ]
 
 

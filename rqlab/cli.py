@@ -24,7 +24,7 @@ from rich.live import Live
 from typer.core import TyperGroup
 
 import rqlab
-from rqlab import clock, demo, doctor, documents, executors, measuring, power_cut, tables
+from rqlab import clock, demo, doctor, documents, executors, experiments, measuring, power_cut, tables
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.executors import Handlers
 from rqlab.lifecycle import Change, Event
@@ -440,6 +440,9 @@ app.command()(measuring.measure)
 
 
 # Below: what the commands share.
+
+
+experiments.add_to(app)
 
 
 @contextlib.contextmanager

@@ -128,7 +128,9 @@ class Worker:
     @property
     def idle_until(self) -> int:
         """Until when a step finds nothing, unless a run ends or something is stored: a simulation need not poll."""
-        time_outs = [max(at, run.forgiven_until) for run in self.runs.values() if (at := run.job.timeout_at) is not None]
+        time_outs = [
+            max(at, run.forgiven_until) for run in self.runs.values() if (at := run.job.timeout_at) is not None
+        ]
         look_at = self._look_at if self.executor.free() else self._now + LOOK_MS
         return min([look_at, self._now + LOOK_MS, *time_outs])
 

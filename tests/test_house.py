@@ -35,6 +35,7 @@ ALLOWED = {
     "measurement/kills.py": {"random"},  # the moment of a kill
     "measurement/paced.py": {"random"},  # from the seed that it is given
     "power_cut.py": {"random"},  # the same
+    "simulation/run.py": {"secrets"},  # the seed, where none is given
     "simulation/recorder.py": {"random"},  # from the seed that it is given
     "simulation/platter.py": {"random"},  # from the seed of a cut
 }

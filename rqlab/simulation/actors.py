@@ -69,7 +69,7 @@ class Process:
         self.name = name
         self.stage = stage
         self.wall = Wall(stage.world)
-        self.actors: list["ProcessActor"] = []
+        self.actors: list[ProcessActor] = []
         self.keeper = KeeperActor(f"{name} keeper", self)
         self.is_alive = False
         self.is_leaving = False  #: it was told to end
@@ -167,7 +167,7 @@ class ProcessActor(Actor):
             return process.frozen_until
         process.spent = 0
         process.stage.before_step(process)
-        wall = process.wall.now()
+        wall = process.wall.shows()
         try:
             again_at = self.act(wall)
         except Exception as error:  # noqa: BLE001  # the stage judges it: only rqlab's own may come
@@ -205,7 +205,7 @@ class WorkerActor(ProcessActor):
             self.queues,
             stall_timeout=process.stage.stall_timeout,
             name=self.name,
-            clock=process.wall.now,
+            clock=process.wall.shows,
         )
 
     def act(self, wall: int) -> int | None:
@@ -219,7 +219,7 @@ class WorkerActor(ProcessActor):
         if wait != POLL_MS:
             return min(now + wait, max(self.executor.next_end, now))
         worker = self.worker
-        idle = worker.idle_until - self.process.wall.now()
+        idle = worker.idle_until - self.process.wall.shows()
         longest = milliseconds(worker.stall_timeout) // 2  # a longer pause would look like a late step
         return min(now + max(min(idle, longest), POLL_MS), max(self.executor.next_end, now))
 
@@ -287,7 +287,7 @@ class KeeperActor(ProcessActor):
 
         def make_room() -> None:
             for _ in range(4):  # store what was taken; take; store; look
-                keeper.step(process.wall.now())
+                keeper.step(process.wall.shows())
             if keeper.failures:
                 raise StoreBusy("no snapshot could be stored, and no more may be unsafe")
 
@@ -428,11 +428,10 @@ def late(actor: WorkerActor, name: str, at: int, run: Run, report: Report) -> No
         stage = process.stage
         stage.before_step(process)
         try:
-            process.engine.finish([ending], None, process.wall.now())
+            process.engine.finish([ending], None, process.wall.shows())
         except RQLabError as error:
             stage.met(process, name, error)
         stage.after_step(process)
         return None
 
     process.stage.world.call(Call(name, send), at)
-

@@ -156,7 +156,9 @@ def _refused(ledger: Ledger, answer: Answer) -> str | None:
     if isinstance(answer.outcome, LeaseLost):
         stored = answer.stored
         if stored is not None and stored.state is ACTIVE and stored.deliveries == answer.job.deliveries:
-            return f"{answer.attempted} of job {answer.job.id} was refused, though delivery {stored.deliveries} holds it"
+            return (
+                f"{answer.attempted} of job {answer.job.id} was refused, though delivery {stored.deliveries} holds it"
+            )
     elif isinstance(answer.outcome, RQLabError) and not isinstance(answer.outcome, StoreError):
         return f"{answer.attempted} of job {answer.job.id} raised {type(answer.outcome).__name__}: {answer.outcome}"
     return None
@@ -230,7 +232,11 @@ def _conserved(ledger: Ledger, found: Found) -> str | None:
                 f"committed was {'nothing' if committed is None else told(committed)}"
             )
     if found.entries != ledger.entries:
-        wrong = {key for key in found.entries.keys() | ledger.entries.keys() if found.entries.get(key) != ledger.entries.get(key)}
+        wrong = {
+            key
+            for key in found.entries.keys() | ledger.entries.keys()
+            if found.entries.get(key) != ledger.entries.get(key)
+        }
         return f"stored is not what was committed of {', '.join(sorted(wrong))}"
     return None
 
@@ -319,7 +325,11 @@ def _prefix(ledger: Ledger, recovery: Recovery) -> str | None:
 
 
 def _first_difference(ledger: Ledger, found: Found) -> str:
-    wrong = [job_id for job_id in sorted(found.jobs.keys() | ledger.jobs.keys()) if found.jobs.get(job_id) != ledger.jobs.get(job_id)]
+    wrong = [
+        job_id
+        for job_id in sorted(found.jobs.keys() | ledger.jobs.keys())
+        if found.jobs.get(job_id) != ledger.jobs.get(job_id)
+    ]
     if not wrong:
         return ""
     there = found.jobs.get(wrong[0])

@@ -34,7 +34,9 @@ def every_operation(stage: Stage, disk: Disk, scratch: Path) -> "pandas.DataFram
         for at in range(len(platter) + 1):
             cut = Cut(at, kind, names[(at + number) % len(names)], stage.settings.seed)
             verdict = history.judge(platter, cut, scratch)
-            rows.append((at, kind, cut.names, verdict.lost, ", ".join(sorted(windows[at])), "; ".join(verdict.complaints)))
+            rows.append(
+                (at, kind, cut.names, verdict.lost, ", ".join(sorted(windows[at])), "; ".join(verdict.complaints))
+            )
             if verdict.complaints:
                 stage.violate("R1", f"{cut}: {'; '.join(verdict.complaints)}")
             elif verdict.lost:

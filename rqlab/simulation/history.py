@@ -36,7 +36,6 @@ class Happening(msgspec.Struct, frozen=True):
 #: Kinds of events that are neither transitions of a job nor faults.
 KINDS = {
     "start": "a process opened the queues",
-    "run": "a handler began",
     "effect": "a handler did what it says it did",
     "refused": "the engine refused a call whose run does not hold its job any more",
     "error": "a call raised",
@@ -71,9 +70,7 @@ class History:
     def __len__(self) -> int:
         return len(self.raw)
 
-    def note(
-        self, at: int, kind: str, job: str = "", worker: str = "", cause: int = -1, detail: Detail = None
-    ) -> int:
+    def note(self, at: int, kind: str, job: str = "", worker: str = "", cause: int = -1, detail: Detail = None) -> int:
         """Add an event, and give its number. One about a job that names no cause follows from the job's last one."""
         number = len(self.raw)
         if job:
@@ -92,7 +89,9 @@ class History:
 
 
 def _told(number: int, at: int, kind: str, job: str, worker: str, cause: int, detail: Detail) -> Happening:
-    told = detail_of(kind, detail) if isinstance(detail, Job) else {"says": detail} if isinstance(detail, str) else detail
+    told = (
+        detail_of(kind, detail) if isinstance(detail, Job) else {"says": detail} if isinstance(detail, str) else detail
+    )
     return Happening(number, at / 1000, kind, job, worker, cause if cause >= 0 else None, told or {})
 
 

@@ -32,8 +32,11 @@ FULL = (Kind.CREATE, Kind.WRITE)  # what a full disk refuses
 class Machine(Protocol):
     """Where the stores of a world are."""
 
-    is_down: bool  #: the power failed, or a process was killed, inside the step that has just ended
     survives_kill: bool  #: another process, or the disk, still has what a killed one stored
+
+    @property
+    def is_down(self) -> bool:
+        """The power failed, or a process was killed, inside the step that has just ended."""
 
     def open(self) -> Store:
         """What a process does first; a StoreError if it cannot."""

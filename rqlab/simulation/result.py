@@ -5,7 +5,7 @@ imported when a table is asked for. Instants are seconds since the world began.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -82,14 +82,11 @@ class Summary(str):
 
 
 class SimulationResult:
-    """A simulation that is over. `replay_with` runs it again; a result from a file has it from `rqlab.simulate`."""
+    """A simulation that is over."""
 
-    def __init__(
-        self, header: Header, happenings: Sequence[Happening], replay_with: Callable[["SimulationResult"], "SimulationResult"]
-    ) -> None:
+    def __init__(self, header: Header, happenings: Sequence[Happening]) -> None:
         self.header = header
         self.history = happenings  #: every event, in order
-        self._replay_with = replay_with
         self.cuts: pandas.DataFrame | None = None  #: with `cuts="every-operation"`: one row a cut
 
     @property
@@ -128,7 +125,9 @@ class SimulationResult:
 
     def replay(self) -> "SimulationResult":
         """Run it again; RQLabError if that gives another history, as a changed version of rqlab may."""
-        again = self._replay_with(self)
+        from rqlab.simulation.run import replay  # here: what runs a world makes results
+
+        again = replay(self)
         if again.hash != self.hash:
             raise RQLabError(
                 f"{self.replay_line}: expected the history {self.hash}, got {again.hash}. The code has changed since, "
@@ -208,7 +207,14 @@ class SimulationResult:
         ):
             losses = [loss for loss in self.header.losses if loss.how in hows]
             rows.append(
-                (mode.name, crash, may_lose, len(losses), sum(each.writes for each in losses), sum(each.jobs for each in losses))
+                (
+                    mode.name,
+                    crash,
+                    may_lose,
+                    len(losses),
+                    sum(each.writes for each in losses),
+                    sum(each.jobs for each in losses),
+                )
             )
         columns = ["mode", "crash", "may lose", "crashes", "writes lost", "jobs lost"]
         return self._frame(rows, columns, {}, ())
@@ -236,7 +242,8 @@ class SimulationResult:
 
     def __repr__(self) -> str:
         verdict = "ok" if self.ok else "BROKEN " + ", ".join(sorted({each.check for each in self.violations}))
-        return f"<SimulationResult {verdict}, seed {self.seed}, {len(self.history)} events, hash {self.hash}: {self.replay_line}>"
+        size = f"{len(self.history)} events, hash {self.hash}"
+        return f"<SimulationResult {verdict}, seed {self.seed}, {size}: {self.replay_line}>"
 
     def at(self, t: float) -> Moment:
         """The state at an instant, `t` seconds after the beginning: what happened at that instant included."""
@@ -262,24 +269,21 @@ class SimulationResult:
         Path(path).write_bytes(b"\n".join(lines) + b"\n")
 
     @classmethod
-    def from_jsonl(
-        cls, path: str | Path, replay_with: Callable[["SimulationResult"], "SimulationResult"] | None = None
-    ) -> "SimulationResult":
+    def from_jsonl(cls, path: str | Path) -> "SimulationResult":
         """Read what `to_jsonl` wrote; ValidationError if it is none of that."""
         lines = Path(path).read_bytes().splitlines()
         try:
             header = msgspec.json.decode(lines[0], type=Header)
             if header.rqlab > FORMAT:
                 raise ValidationError(
-                    f"cannot read {path}: expected a history of format {FORMAT} or older, found {header.rqlab}; upgrade rqlab"
+                    f"cannot read {path}: expected a history of format {FORMAT} or older, found {header.rqlab}; "
+                    "upgrade rqlab"
                 )
             decode = msgspec.json.Decoder(Happening).decode
             happenings = [decode(line) for line in lines[1:]]
         except (IndexError, msgspec.MsgspecError) as error:
             raise ValidationError(f"cannot read {path}: expected a history that rqlab wrote; {error}") from error
-        if replay_with is None:
-            from rqlab.simulation.run import replay as replay_with  # what runs a world also makes results
-        return cls(header, happenings, replay_with)
+        return cls(header, happenings)
 
     # Below.
 
@@ -297,7 +301,11 @@ class SimulationResult:
         return lives
 
     def _frame(
-        self, rows: Iterable[Sequence[Any]], columns: list[str], categories: dict[str, list[str] | None], floats: Sequence[str]
+        self,
+        rows: Iterable[Sequence[Any]],
+        columns: list[str],
+        categories: dict[str, list[str] | None],
+        floats: Sequence[str],
     ) -> "pandas.DataFrame":
         import pandas
 

@@ -6,9 +6,9 @@ The only file of the simulation that draws what is not a function of the seed: t
 import contextlib
 import inspect
 import logging
+import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from secrets import randbelow
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rqlab import arguments, executors
@@ -76,7 +76,7 @@ def simulate(
 
     Durations are in seconds. Raises ValidationError for a wrong argument.
     """
-    chosen_seed = randbelow(SEEDS) if seed is None else arguments.whole(seed, "seed", 0, 2**63)
+    chosen_seed = secrets.randbelow(SEEDS) if seed is None else arguments.whole(seed, "seed", 0, 2**63)
     settings = Settings(
         seed=chosen_seed,
         jobs=jobs if not isinstance(jobs, int) else arguments.whole(jobs, "jobs", 0, 10_000_000),
@@ -109,7 +109,9 @@ def simulate(
     if cuts is not None:
         _one_of(cuts, "cuts", ("every-operation",))
         if not has_disk:
-            raise ValidationError('cuts: expected store="disk" and a mode with a file; there are no operations in memory')
+            raise ValidationError(
+                'cuts: expected store="disk" and a mode with a file; there are no operations in memory'
+            )
         crashes, faults = 0, ()
     plan = _plan(settings, span, crashes, faults, has_disk)
     given = {name: value for name, value in locals().items() if name in _DEFAULTS}
@@ -139,8 +141,8 @@ def _simulate(
             scratch = block.enter_context(recovery.scratch_directory())
             chance = Chance(settings.seed)
             frames = chance.choice(CHECKPOINT_FRAMES, "checkpoint", "frames")
-            machine = Disk(scratch, settings.durability, settings.opening, settings.seed, frames)
-            block.callback(machine.close)
+            machine = disk = Disk(scratch, settings.durability, settings.opening, settings.seed, frames)
+            block.callback(disk.close)
         else:
             machine = Memory(is_kept=settings.durability != "memory")
         stage = Stage(settings, plan, machine, span)
@@ -166,12 +168,12 @@ def _simulate(
         plan=list(plan),
         replay=line,
         hash=hash_of(happenings, stage.ledger.jobs.values()),
-        violations=[tuple(violation) for violation in stage.violations],
+        violations=[(each.check, each.at, each.says) for each in stage.violations],
         losses=[Loss(*loss) for loss in stage.losses],
         steps=stage.world.steps,
         ended_at=stage.world.now / 1000,
     )
-    result = SimulationResult(header, happenings, replay)
+    result = SimulationResult(header, happenings)
     if cut_rows is not None:
         result.cuts = cut_rows
     return result
@@ -204,7 +206,7 @@ def _span(settings: Settings) -> float:
     if settings.until is not None:
         return settings.until
     if not isinstance(settings.jobs, int):
-        last = max((float(item.get("at", 0)) for item in settings.jobs if isinstance(item, Mapping)), default=0.0)
+        last = max((float(str(item.get("at", 0))) for item in settings.jobs if isinstance(item, Mapping)), default=0.0)
         count = len(settings.jobs)
     else:
         last, count = 0.0, settings.jobs
@@ -213,7 +215,11 @@ def _span(settings: Settings) -> float:
 
 
 def _plan(
-    settings: Settings, span: float, crashes: int | Sequence[Fault], faults: Sequence[Fault] | float | None, has_disk: bool
+    settings: Settings,
+    span: float,
+    crashes: int | Sequence[Fault],
+    faults: Sequence[Fault] | float | None,
+    has_disk: bool,
 ) -> Plan:
     names = [f"worker-{number + 1}" for number in range(settings.workers)]
     count = settings.jobs if isinstance(settings.jobs, int) else len(settings.jobs)
@@ -266,4 +272,3 @@ def _call(given: Mapping[str, Any]) -> str:
 _DEFAULTS: dict[str, Any] = {
     name: parameter.default for name, parameter in inspect.signature(simulate).parameters.items()
 }
-Replay = Callable[[SimulationResult], SimulationResult]

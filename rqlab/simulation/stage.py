@@ -4,6 +4,7 @@ It puts the parts together and decides nothing about a job. What was committed g
 and every check is asked at its moment; the first broken promise ends the run, as what follows from it proves nothing.
 """
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from typing import NamedTuple
@@ -254,7 +255,7 @@ class Stage:
         now, ledger = self.world.now, self.ledger
         commit = ledger.begin(now, effects.changes)
         ledger.unknown.clear()
-        clock = process.wall.now()
+        clock = process.wall.shows()
         tokens, endings, ran = process.tokens, process.endings, self.ran
         wakes, wakes_all = False, False
         for event, new, at in effects.changes:
@@ -339,7 +340,7 @@ class Stage:
 
     def before_step(self, process: Process) -> None:
         if self.armed:
-            fault, target = self.armed[0]
+            _, target = self.armed[0]
             if target is process:
                 assert isinstance(self.machine, Disk), "only a disk has operations"
                 self._operations_before = len(self.machine.recorder)
@@ -396,9 +397,7 @@ class Stage:
 
     def _effect(self, job: Job, worker: str) -> Callable[[str], None]:
         def note(what: str) -> None:
-            self.history.note(
-                self.world.now, "effect", job.id, worker, -1, {"what": what, "delivery": job.deliveries}
-            )
+            self.history.note(self.world.now, "effect", job.id, worker, -1, {"what": what, "delivery": job.deliveries})
 
         return note
 
@@ -793,9 +792,7 @@ class Stage:
         if loses_the_last(how):
             allowed += max(mode.most_lost(opening), 1)  # one transaction more
         self._at_risk = 0
-        self._ask(
-            Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held)
-        )
+        self._ask(Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held))
         self.losses.append((how, len(taken_back or ()), lost_jobs))
         detail = {"after": how, "writes_lost": len(taken_back or ()), "jobs_lost": lost_jobs}
         self.history.note(self.world.now, "recovered", "", "machine", cause, detail)
@@ -895,10 +892,8 @@ def _canceller(stage: Stage, label: str) -> Callable[[ProducerActor, int], None]
     def do(producer: ProducerActor, wall: int) -> None:
         ids = [job_id for job_id in stage.ledger.jobs if stage.labels.get(job_id) == label]
         for job_id in ids:
-            try:
+            with contextlib.suppress(InvalidState, JobNotFound):  # it is finished
                 producer.process.engine.cancel(job_id, wall)
-            except (InvalidState, JobNotFound):
-                pass  # it is finished
 
     return do
 
@@ -919,4 +914,3 @@ def _has_stopped(process: Process) -> bool:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-

@@ -69,9 +69,12 @@ def given(items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Push]]:
     with queues.memory() as door:
         for number, item in enumerate(items):
             if not isinstance(item, Mapping):
-                raise ValidationError(f"jobs[{number}]: expected a dict of push's arguments; got {arguments.shown(item)}")
+                raise ValidationError(
+                    f"jobs[{number}]: expected a dict of push's arguments; got {arguments.shown(item)}"
+                )
             options = dict(item)
             queue, at = options.pop("queue", "mail"), options.pop("at", number * GIVEN_EVERY_MS / 1000)
-            yield round(arguments.seconds(at, f"jobs[{number}]: at") * 1000), door._checked_item(
-                queue, {"name": "job", **options}, number
+            yield (
+                round(arguments.seconds(at, f"jobs[{number}]: at") * 1000),
+                door._checked_item(queue, {"name": "job", **options}, number),
             )

@@ -97,7 +97,7 @@ class Wall:
         self._since = 0
         self._drift = 0.0  # milliseconds a millisecond
 
-    def now(self) -> int:
+    def shows(self) -> int:
         """Milliseconds since the Unix epoch."""
         return EPOCH + self._world.now + self.ahead
 

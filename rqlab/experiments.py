@@ -1,0 +1,110 @@
+"""The commands of the laboratory: `rqlab simulate` and `rqlab replay`. They decide nothing; cli.py takes them in.
+
+A broken promise ends with exit code 1, the line that replays it and its plan as Python.
+"""
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from rqlab.errors import ValidationError
+from rqlab.simulation.result import SimulationResult
+from rqlab.simulation.run import replay as run_again
+from rqlab.simulation.run import simulate as run
+
+BROKEN = 1  # the exit code
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make these commands of `app`."""
+    app.command()(simulate)
+    app.command()(replay)
+
+
+def simulate(
+    crashes: Annotated[int, typer.Option(help="Worker crashes, process kills and power cuts.")] = 3,
+    seed: Annotated[int | None, typer.Option(help="Drawn, and shown, if not given.", show_default=False)] = None,
+    jobs: Annotated[int, typer.Option(help="Jobs that are pushed.")] = 24,
+    workers: Annotated[int, typer.Option(help="Workers; each a process where the mode allows it.")] = 3,
+    durability: Annotated[str, typer.Option(help="durable, buffered, hybrid or memory.")] = "durable",
+    store: Annotated[str, typer.Option(help="disk, or memory: faster, without the faults of a disk.")] = "disk",
+    faults: Annotated[
+        float | None, typer.Option(help="Other faults, about; 0: none. A few if not given.", show_default=False)
+    ] = None,
+    failure_rate: Annotated[float, typer.Option(help="Share of runs that fail.")] = 0.15,
+    duration: Annotated[float, typer.Option(help="Seconds that a run takes on average.")] = 2.0,
+    stall_timeout: Annotated[float, typer.Option(help="Seconds without a heartbeat until a run is stalled.")] = 4.0,
+    handler: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:HANDLER", help="Your own handler, run for real.", show_default=False),
+    ] = None,
+    every_cut: Annotated[
+        bool, typer.Option("--every-cut", help="Break nothing else, and cut the power at every operation.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the history there, as JSON lines.", show_default=False)
+    ] = None,
+) -> None:
+    """Run the real engine in virtual time while things break, and check every promise.
+
+    The same seed gives the same history. Exit code 1 if a promise was broken.
+    """
+    options: dict[str, Any] = {} if faults is None else {"faults": faults or ()}
+    result = run(
+        crashes,
+        seed=seed,
+        jobs=jobs,
+        workers=workers,
+        durability=durability,
+        store=store,
+        failure_rate=failure_rate,
+        duration=duration,
+        stall_timeout=stall_timeout,
+        handler=None if handler is None else _loaded(handler),
+        cuts="every-operation" if every_cut else None,
+        **options,
+    )
+    if output is not None:
+        result.to_jsonl(output)
+    _show(result)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A history, as simulate --output wrote it.")],
+) -> None:
+    """Run the plan of a history again, and say whether it went as it did then."""
+    then = SimulationResult.from_jsonl(file)
+    now = run_again(then)
+    same = "the same history" if now.hash == then.hash else f"another history: {now.hash}, then {then.hash}"
+    _show(now, f"replayed {file}: {same}", is_broken=now.hash != then.hash)
+
+
+def _show(result: SimulationResult, said: str = "", *, is_broken: bool = False) -> None:
+    if said:
+        print(said)
+    print(result.summary())
+    if result.cuts is not None:
+        print(f"power cuts: {len(result.cuts)}, one at every operation in each crash kind")
+    if not result.ok:
+        print(f"its plan:\nplan = {result.plan_as_python}")
+    if is_broken or not result.ok:
+        raise typer.Exit(BROKEN)
+
+
+def _loaded(name: str) -> Any:
+    module_name, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValidationError(f"handler: expected MODULE:HANDLER; got {name!r}")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValidationError(f"handler: cannot load {name!r}: {error}") from error
+    finally:
+        sys.path.pop(0)
+    return found

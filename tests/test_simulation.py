@@ -1,0 +1,300 @@
+"""The simulator: the same seed is the same history, the checks look on, and what is shown is what happened."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import rqlab
+from rqlab import FAULTS, Fault
+from rqlab.simulation.history import KINDS
+from rqlab.simulation.result import SimulationResult
+from rqlab.simulation.run import simulate
+
+SEEDS = range(12)  # of each campaign here
+CAMPAIGN = {"crashes": 3, "faults": 9, "jobs": 30}
+
+
+# The same again.
+
+
+def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
+    code = "import rqlab; print([rqlab.simulate(seed=s, faults=9.0).hash for s in (1, 2, 3)])"
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True, timeout=100,
+        ).stdout
+        for seed in ("0", "1", "4242")
+    }  # fmt: skip
+
+    assert said == {f"{[simulate(seed=seed, faults=9.0).hash for seed in (1, 2, 3)]}\n"}
+
+
+def test_another_seed_gives_another_history() -> None:
+    assert len({simulate(seed=seed, store="memory").hash for seed in SEEDS}) == len(SEEDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_memory_and_disk_go_the_same_way_where_no_disk_breaks(seed: int) -> None:
+    in_memory = simulate(**CAMPAIGN, seed=seed, store="memory")
+    on_disk = simulate(0, faults=in_memory.plan, jobs=CAMPAIGN["jobs"], seed=seed)
+
+    assert on_disk.hash == in_memory.hash
+
+
+def test_a_fault_taken_out_moves_no_other_draw() -> None:
+    """Or plans would not shrink."""
+    late = Fault(30.0, "freeze", "worker-1", seconds=6.0)
+    early = Fault(0.5, "duplicate push")
+    both = simulate(0, seed=5, faults=[early, late], store="memory", jobs=40)
+    one = simulate(0, seed=5, faults=[late], store="memory", jobs=40)
+
+    durations = [
+        {row.job: round(row.ended - row.started, 3) for row in each.attempts.itertuples() if row.outcome == "completed"}
+        for each in (both, one)
+    ]
+    names = [dict(zip(each.jobs["id"], each.jobs["name"], strict=True)) for each in (both, one)]
+    assert len(both.jobs) == len(one.jobs) + 1
+    assert sorted(names[1].values()) == sorted([*names[1].values()])
+    assert len(set(durations[1].values()) & set(durations[0].values())) > 25
+
+
+# What holds.
+
+
+@pytest.mark.parametrize("durability", rqlab.MODES)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_promise_holds_in_every_mode(durability: str, seed: int) -> None:
+    result = simulate(**CAMPAIGN, seed=seed, durability=durability)
+
+    assert result.ok, f"{result.summary()}\nplan = {result.plan_as_python}"
+
+
+def test_every_fault_strikes_and_every_kind_of_event_is_met() -> None:
+    met: Counter[str] = Counter()
+    for seed in range(60):
+        result = simulate(crashes=3, faults=12, jobs=25, seed=seed, durability=("durable", "hybrid")[seed % 2])
+        assert result.ok, result.summary()
+        met.update(each.kind for each in result.history)
+
+    assert set(FAULTS) <= set(met), set(FAULTS) - set(met)
+    assert set(KINDS) - {"effect", "violation"} <= set(met), set(KINDS) - set(met)
+
+
+def test_memory_loses_everything_with_its_process_and_may() -> None:
+    plan = [Fault(8.0, "process kill", "worker-1", seconds=1.0)]
+    lost = simulate(0, seed=3, faults=plan, durability="memory")
+    kept = simulate(0, seed=3, faults=plan, durability="durable")
+
+    assert lost.ok
+    assert lost.jobs["lost"].sum() >= 5
+    assert kept.ok
+    assert not kept.jobs["lost"].any()
+
+
+def test_hybrid_loses_less_than_its_row_says_and_something() -> None:
+    """A mode that loses nothing in the test that should lose is a broken test."""
+    results = [
+        simulate(0, seed=seed, faults=[Fault(8.3, "power cut", seconds=1.0, how="lost")], durability="hybrid")
+        for seed in SEEDS
+    ]
+
+    assert all(result.ok for result in results)
+    assert sum(int(result.promise["writes lost"].sum()) for result in results) >= 3
+
+
+def test_a_zombie_that_wakes_is_refused() -> None:
+    refused = 0
+    for seed in SEEDS:
+        result = simulate(0, seed=seed, faults=[Fault(5.0, "late ack", "worker-1")], store="memory")
+        assert result.ok
+        refused += sum(each.kind == "refused" for each in result.history)
+
+    assert refused >= len(SEEDS) // 2
+
+
+def test_a_poison_job_ends_in_the_dead_letter_queue() -> None:
+    result = simulate(0, seed=1, faults=[Fault(0.0, "poison job", "job 0")], store="memory")
+    job = result.jobs.iloc[0]
+
+    assert result.ok
+    assert job.state == "dlq"
+    assert list(result.attempts[result.attempts["job"] == job.id]["outcome"]) == ["stalled"] * job.deliveries
+
+
+def test_a_cut_at_every_operation_loses_nothing() -> None:
+    result = simulate(cuts="every-operation", jobs=3, seed=3)
+
+    assert result.ok
+    assert result.cuts is not None
+    assert len(result.cuts) > 500
+    assert {"torn frame", "creation"} <= set(", ".join(result.cuts["windows"]).split(", "))
+
+
+# What is shown.
+
+
+def test_a_history_survives_its_file_and_replays(tmp_path: Path) -> None:
+    result = simulate(seed=7)
+    result.to_jsonl(tmp_path / "seven.jsonl")
+
+    read = SimulationResult.from_jsonl(tmp_path / "seven.jsonl")
+
+    assert read.plan == result.plan
+    for table in ("jobs", "attempts", "events", "faults", "promise"):
+        assert getattr(read, table).equals(getattr(result, table)), table
+    assert read.replay().hash == result.hash
+
+
+def test_every_cause_comes_before_what_it_brought_about(tmp_path: Path) -> None:
+    result = simulate(seed=7, faults=9)
+    causes = result.events["cause"].dropna()
+    stalls = [each for each in result.history if each.kind == "stall"]
+
+    assert (causes < causes.index).all()
+    assert any(result.history[each.cause].kind in FAULTS for each in stalls if each.cause is not None)
+
+
+def test_the_tables_agree_with_each_other() -> None:
+    result = simulate(seed=7)
+    runs = result.attempts.groupby("job").size()
+    finished = result.jobs[result.jobs["state"] == "completed"]
+
+    assert (result.jobs.set_index("id")["deliveries"].reindex(runs.index) == runs).all()
+    assert finished["finished"].notna().all()
+    assert (result.attempts["ended"] >= result.attempts["started"]).all()
+    assert (result.attempts["waited"] >= 0).all()
+    assert result.jobs.attrs == {"seed": 7, "replay": "rqlab.simulate(seed=7)"}
+    assert len(result.faults) == sum(bool(each.detail.get("fault")) for each in result.history)
+
+
+def test_the_state_at_an_instant_is_what_had_happened_by_then() -> None:
+    result = simulate(seed=7)
+    start, end = result.at(0.0), result.at(result.header.ended_at)
+
+    assert start.counts["completed"] == 0
+    assert list(end.jobs["state"]) == list(result.jobs["state"])
+    assert sum(map(len, result.at(10.0).running.values())) == result.at(10.0).counts["active"]
+
+
+def test_the_default_tells_a_story() -> None:
+    """Retries, a stall that is recovered, three crashes, and nothing lost."""
+    results = [simulate(seed=seed) for seed in SEEDS]
+    kinds = [Counter(each.kind for each in result.history) for result in results]
+
+    assert all(result.ok for result in results)
+    assert all(len(result.plan) >= 3 for result in results)
+    assert sum(each["stall"] > 0 for each in kinds) >= 10
+    assert sum(each["fail"] > 0 for each in kinds) >= 10
+
+
+def test_an_example_of_its_own_plan_is_a_call_that_gives_it_again() -> None:
+    result = simulate(seed=9, store="memory")
+    again = eval(  # it is what a user would paste
+        f"rqlab.simulate(0, seed=9, store='memory', faults={result.plan_as_python})", {"rqlab": rqlab}
+    )
+
+    assert again.hash == result.hash
+    assert eval(result.replay_line, {"rqlab": rqlab}).hash == result.hash
+
+
+# The user's own handler.
+
+
+def test_a_handler_of_ones_own_runs_for_real_and_its_effects_are_counted() -> None:
+    seen: list[int] = []
+
+    def charge(job: rqlab.Job, ctx: rqlab.Context) -> str:
+        seen.append(job.data["order"])
+        ctx.effect("charged card")  # type: ignore[attr-defined]
+        return "charged"
+
+    result = simulate(
+        0,
+        seed=2,
+        jobs=[{"name": "charge", "data": {"order": number}} for number in range(10)],
+        faults=[Fault(1.0, "late ack", "worker-1")],
+        handler=charge,
+        store="memory",
+    )
+
+    assert result.ok
+    assert set(seen) == set(range(10))
+    assert result.effects["times"].max() == 2, "a run that was taken for dead had charged already"
+    assert len(result.effects) == 10
+
+
+def test_an_async_handler_runs_too() -> None:
+    async def handler(job: rqlab.Job) -> int:
+        return int(job.data) * 2
+
+    result = simulate(0, seed=2, jobs=[{"name": "double", "data": 21}], faults=(), handler=handler, store="memory")
+
+    assert result.ok
+    assert list(result.jobs["state"]) == ["completed"]
+
+
+# Wrong arguments.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"durability": "sturdy"}, "durability: expected 'durable' or"),
+        ({"store": "paper"}, "store: expected 'disk' or 'memory'"),
+        ({"store": "memory", "durability": "hybrid"}, 'store: expected "disk"'),
+        ({"workers": 0}, "workers"),
+        ({"failure_rate": 2}, "failure_rate"),
+        ({"cuts": "some"}, "cuts: expected 'every-operation'"),
+        ({"faults": [Fault(1.0, "earthquake")]}, "no such kind of fault"),
+        ({"faults": [Fault(1.0, "freeze", "worker-9")]}, "no such worker"),
+        ({"faults": [Fault(1.0, "disk full")], "store": "memory"}, 'needs store="disk"'),
+        ({"faults": [Fault(1.0, "power cut", how="boiled")]}, "expected how="),
+        ({"faults": ["freeze"]}, "expected a list of rqlab.Fault"),
+        ({"jobs": [{"nam": "x"}]}, "jobs[0]|items[0]"),
+        ({"checks": ["I99"]}, "checks: expected ids"),
+        ({"seed": -1}, "seed"),
+    ],
+)  # fmt: skip
+def test_a_wrong_argument_is_refused_and_said(arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(rqlab.ValidationError) as caught:
+        simulate(**arguments)  # type: ignore[arg-type]
+
+    assert any(each in str(caught.value) for each in said.split("|"))
+
+
+# The command line.
+
+
+def rqlab_says(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rqlab", *arguments], capture_output=True, text=True, check=False, timeout=100
+    )
+
+
+def test_the_command_line_simulates_and_replays(tmp_path: Path) -> None:
+    file = tmp_path / "history.jsonl"
+
+    simulated = rqlab_says("simulate", "--seed", "7", "--output", str(file))
+    replayed = rqlab_says("replay", str(file))
+
+    assert simulated.returncode == 0, simulated.stderr
+    assert "every promise held" in simulated.stdout
+    assert "replay: rqlab.simulate(seed=7)" in simulated.stdout
+    assert replayed.returncode == 0, replayed.stderr
+    assert "the same history" in replayed.stdout
+    header = json.loads(file.read_text().splitlines()[0])
+    assert (header["seed"], header["rqlab"]) == (7, 1)
+
+
+def test_a_mistake_on_the_command_line_is_one_line() -> None:
+    said = rqlab_says("simulate", "--durability", "sturdy")
+
+    assert said.returncode == 2
+    assert said.stderr.startswith("error: durability: expected")
+    assert len(said.stderr.splitlines()) == 1
