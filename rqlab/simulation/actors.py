@@ -73,7 +73,6 @@ class Process:
         self.keeper = KeeperActor(f"{name} keeper", self)
         self.is_alive = False
         self.is_leaving = False  #: it was told to end
-        self.is_restarting = False  #: somebody will start it
         self.frozen_until = 0
         self.starts = 0
         self.spent = 0  #: milliseconds that the writes of the present step took
@@ -103,7 +102,7 @@ class Process:
         if self.keeper.keeper is not None:
             self.keeper.listen(real)
         self.ids = Ids(stage.draw_id_bits(self))
-        self.is_alive, self.is_leaving, self.is_restarting = True, False, False
+        self.is_alive, self.is_leaving = True, False
         if not stage.after_step(self):
             return None
         stage.opened(self)

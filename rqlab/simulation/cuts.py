@@ -38,7 +38,7 @@ def every_operation(stage: Stage, disk: Disk, scratch: Path) -> "pandas.DataFram
                 (at, kind, cut.names, verdict.lost, ", ".join(sorted(windows[at])), "; ".join(verdict.complaints))
             )
             if verdict.complaints:
-                stage.violate("R1", f"{cut}: {'; '.join(verdict.complaints)}")
+                stage.judge.violate("R1", f"{cut}: {'; '.join(verdict.complaints)}")
             elif verdict.lost:
-                stage.violate("R3", f"{cut} took {verdict.lost} acknowledged writes")
+                stage.judge.violate("R3", f"{cut} took {verdict.lost} acknowledged writes")
     return pandas.DataFrame(rows, columns=["operation", "kind", "names", "lost", "windows", "complaints"])

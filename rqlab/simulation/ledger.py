@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from rqlab.engine import LISTED, PAUSED, SCHEDULE, UNIQUE
+from rqlab.engine import LISTED, PAUSED, SCHEDULE, UNIQUE, decode_schedule
 from rqlab.job import FINISHED, NULL, Job, State
 from rqlab.lifecycle import Event
 from rqlab.storage import Store
@@ -77,6 +77,12 @@ class Ledger:
     def unfinished(self) -> int:
         states = self.states
         return states[State.WAITING] + states[State.DELAYED] + states[State.ACTIVE]
+
+    @property
+    def has_ticks_to_come(self) -> bool:
+        """Whether a schedule will push another job."""
+        schedules = (decode_schedule(value) for key, value in self.entries.items() if key.startswith(SCHEDULE))
+        return any(schedule.next_at is not None for schedule in schedules)
 
     def first(self, queue: str) -> str | None:
         """The id of the job whose turn it is."""

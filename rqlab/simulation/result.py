@@ -187,7 +187,7 @@ class SimulationResult:
 
     @cached_property
     def effects(self) -> "pandas.DataFrame":
-        """One row a job and side effect (`ctx.effect`): job, effect, times, deliveries. More than once is a duplicate."""
+        """One row a job and side effect (`ctx.effect`): job, effect, times, and the deliveries that had it."""
         counted: dict[tuple[str, str], list[int]] = {}
         for each in self.history:
             if each.kind == "effect":
@@ -233,8 +233,8 @@ class SimulationResult:
             f"runs: {kinds[Event.PULL]}; {kinds[Event.FAIL]} failed, {kinds[Event.STALL]} stalled, "
             f"{kinds[Event.TIME_OUT]} timed out, {kinds['refused']} late reports refused",
             "faults: " + (", ".join(f"{count} x {kind}" for kind, count in struck.items()) or "none"),
-            f"{self.header.arguments['durability']}: lost {sum(each.writes for each in self.header.losses)} acknowledged "
-            f"writes in {len(recovered)} recoveries",
+            f"{self.header.arguments['durability']}: lost {sum(each.writes for each in self.header.losses)} "
+            f"acknowledged writes in {len(recovered)} recoveries",
         ]
         lines += [f"BROKEN {violation}" for violation in self.violations]
         lines.append(f"replay: {self.replay_line}")

@@ -22,7 +22,8 @@ from rqlab.simulation.faults import FAULTS, Fault, Plan, Span, checked_plan, dra
 from rqlab.simulation.history import hash_of
 from rqlab.simulation.machine import Disk, Machine, Memory
 from rqlab.simulation.result import Header, Loss, SimulationResult
-from rqlab.simulation.stage import Settings, Stage
+from rqlab.simulation.settings import Settings
+from rqlab.simulation.stage import Stage
 
 log = logging.getLogger("rqlab")
 
@@ -167,9 +168,9 @@ def _simulate(
         arguments=kept,
         plan=list(plan),
         replay=line,
-        hash=hash_of(happenings, stage.ledger.jobs.values()),
-        violations=[(each.check, each.at, each.says) for each in stage.violations],
-        losses=[Loss(*loss) for loss in stage.losses],
+        hash=hash_of(happenings, stage.judge.ledger.jobs.values()),
+        violations=[(each.check, each.at, each.says) for each in stage.judge.violations],
+        losses=[Loss(*loss) for loss in stage.judge.losses],
         steps=stage.world.steps,
         ended_at=stage.world.now / 1000,
     )

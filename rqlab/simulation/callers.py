@@ -1,0 +1,99 @@
+"""Callers of the queues in a world: what they push, cancel and requeue, by the production engine."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from rqlab import schedule as schedules
+from rqlab.engine import Push
+from rqlab.errors import DuplicateKey, InvalidState, JobNotFound
+from rqlab.job import Job
+from rqlab.simulation.actors import Act, ProducerActor
+from rqlab.simulation.chance import Chance
+from rqlab.simulation.settings import Settings
+from rqlab.simulation.workload import drawn, given
+
+QUEUES = ("mail", "reports")  # of the jobs that are drawn
+REQUEUE_AT = 0.9  # of the span
+FEW = 10  # jobs: so few are not requeued
+
+
+class Desk(Protocol):
+    """What callers need of everything else."""
+
+    def pushes(self, job_id: str, label: str) -> None:
+        """A job is about to be pushed under this id."""
+
+    def ids_of(self, label: str) -> list[str]:
+        """The jobs that were pushed for this label, as far as they are there."""
+
+    def pushes_twice(self) -> bool:
+        """Whether the producer does not hear of this push."""
+
+    def was_duplicate(self, holder: str) -> None:
+        """A push found its key held."""
+
+
+def acts(desk: Desk, chance: Chance, settings: Settings, span: float) -> list[Act]:
+    """Everything that callers do."""
+    jobs = settings.jobs
+    if not isinstance(jobs, int):
+        return [
+            Act(at, f"job {number}", _pusher(desk, f"job {number}", push))
+            for number, (at, push) in enumerate(given(jobs))
+        ]
+    planned = []
+    for number, (at, push, cancel_at) in enumerate(drawn(chance, jobs, span, settings)):
+        label = f"job {number}"
+        planned.append(Act(at, label, _pusher(desk, label, push)))
+        if cancel_at is not None:
+            planned.append(Act(cancel_at, f"{label} cancelled", _canceller(desk, label)))
+    if jobs >= FEW:
+        planned.append(Act(int(span * REQUEUE_AT * 1000), "requeue", _requeue_all))
+    return planned
+
+
+def queues(settings: Settings) -> tuple[str, ...]:
+    """The queues that workers serve."""
+    if isinstance(settings.jobs, int):
+        return QUEUES
+    return tuple(dict.fromkeys(str(item.get("queue", "mail")) for item in settings.jobs)) or QUEUES
+
+
+def register(producer: ProducerActor, wall: int) -> None:
+    """A schedule; registering it again changes nothing."""
+    push = Push(Job(id="", queue="reports", name="report", max_attempts=4, timeout=30.0))
+    schedule = schedules.new(
+        name="hourly", queue="reports", job_name="report", options=msgspec.Raw(msgspec.json.encode(push)), now=wall,
+        every=3.0, max_executions=3, catch_up="all",
+    )  # fmt: skip
+    producer.process.engine.put_schedule(schedule, lambda stored: schedules.same_definition(stored, schedule))
+
+
+def _pusher(desk: Desk, label: str, push: Push) -> Callable[[ProducerActor, int], None]:
+    def do(producer: ProducerActor, wall: int) -> None:
+        process = producer.process
+        for _ in range(2 if desk.pushes_twice() else 1):
+            job_id = process.ids.draw(wall)
+            desk.pushes(job_id, label)
+            try:
+                process.engine.push([(push, job_id)], wall)
+            except DuplicateKey as error:
+                desk.was_duplicate(error.job_id)
+
+    return do
+
+
+def _canceller(desk: Desk, label: str) -> Callable[[ProducerActor, int], None]:
+    def do(producer: ProducerActor, wall: int) -> None:
+        for job_id in desk.ids_of(label):
+            with contextlib.suppress(InvalidState, JobNotFound):  # it is finished
+                producer.process.engine.cancel(job_id, wall)
+
+    return do
+
+
+def _requeue_all(producer: ProducerActor, wall: int) -> None:
+    producer.process.engine.requeue_all("mail", wall)

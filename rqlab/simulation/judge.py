@@ -1,0 +1,232 @@
+"""Holds what happened against what was promised: the ledger of what was committed, and every check at its moment.
+
+The first broken promise ends the world, as what follows from it proves nothing. It knows stores by reading them.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from rqlab.durability import MODES
+from rqlab.engine import Ending
+from rqlab.errors import RQLabError, StoreError
+from rqlab.job import Job, State
+from rqlab.lifecycle import Event
+from rqlab.simulation.checks import Answer, Begun, Check, End, Moment, Recovery, Seen, Violation, loses_the_last
+from rqlab.simulation.history import History
+from rqlab.simulation.ledger import Commit, Effects, Found, Ledger, read
+from rqlab.simulation.machine import Machine
+from rqlab.simulation.settings import Settings
+from rqlab.simulation.world import EPOCH, World
+from rqlab.storage import Store
+
+ALL_WRITES = 2**62  # of a store that goes with its process
+COMMITS_KEPT = 50_000  # what can be taken back after a crash
+COUNT_EVERY = 500  # commits between two readings of the whole store
+
+
+class Judge:
+    """Looks on, and complains."""
+
+    def __init__(self, world: World, history: History, machine: Machine, settings: Settings) -> None:
+        self.world = world
+        self.history = history
+        self.machine = machine
+        self.settings = settings
+        self.ledger = Ledger(COMMITS_KEPT)
+        self.violations: list[Violation] = []
+        self.losses: list[tuple[str, int, int]] = []  #: (how, writes lost, jobs lost) of each crash
+        self.ran: dict[tuple[str, int], bytes] = {}  #: by job and delivery: the data that the handler got
+        self.crash = ""  #: how the machine, or a process, last went down, until what is left has been judged
+        self._at_risk = 0  #: acknowledged writes that were not safe then
+        self._last_transactions = 0  #: synced ones that a disk without power-safe overwrite may have taken with it
+        self._by_moment: dict[Moment, list[Check]] = {
+            moment: [check for check in settings.checks if check.moment is moment] for moment in Moment
+        }
+        self._on_change = [(check.id, check.broken) for check in self._by_moment[Moment.CHANGE]]
+        self._commits_until_count = COUNT_EVERY
+
+    # What happens.
+
+    def begins(self, job: Job) -> None:
+        """A handler begins."""
+        self._ask(Moment.RUN, Begun(job, self.settings.durability == "durable"))
+        self.ran[job.id, job.deliveries] = bytes(job.encoded_data)
+
+    def begin(self, effects: Effects) -> Commit:
+        """A commit: `change` for each of its changes, then `end`."""
+        self.ledger.unknown.clear()
+        return self.ledger.begin(self.world.now, effects.changes)
+
+    def change(
+        self, commit: Commit, event: Event, new: Job, at: int, clock: int, token: int | None, ending: Ending | None
+    ) -> Job | None:
+        """One change of a job; the record before it."""
+        ledger = self.ledger
+        old = ledger.jobs.get(new.id)
+        if self._on_change:
+            seen = Seen(event, old, new, at, clock, token, ending, self.ran)
+            for check_id, broken in self._on_change:
+                says = broken(ledger, seen)
+                if says is not None:
+                    self.violate(check_id, says)
+        ledger.apply(commit, event, new)
+        return old
+
+    def end(self, commit: Commit, effects: Effects, store: Store) -> None:
+        for key, value in effects.entries:
+            self.ledger.put_entry(commit, key, value)
+        self._commits_until_count -= 1
+        if self._commits_until_count <= 0:
+            self._commits_until_count = COUNT_EVERY
+            self.count(store)
+
+    def failed(self, effects: Effects, error: StoreError, store: Store) -> bool:
+        """A write raised, and the machine still runs: whether it is stored all the same. It may not be by halves."""
+        newest = {job.id: (event, job) for event, job, _ in effects.changes}
+        try:
+            stored = {job_id: store.get(job_id) for job_id in newest}
+        except StoreError:
+            self.ledger.unknown.append(effects)  # the disk cannot be read either: a later look will tell
+            return False
+        is_new = {job_id for job_id, (event, job) in newest.items() if stored[job_id] == left(event, job)}
+        is_old = {job_id for job_id in newest if stored[job_id] == self.ledger.jobs.get(job_id)}
+        torn = sorted(newest.keys() - is_new - is_old)
+        if not torn and is_new - is_old and is_old - is_new:
+            torn = sorted(is_new)
+        if effects.changes:
+            self.answer(Answer("a write", effects.changes[0][1], error, None, torn, ""))
+        if is_new - is_old:
+            return True
+        self.ledger.unknown.append(effects)
+        return False
+
+    def answered(self, attempted: str, job: Job, outcome: RQLabError) -> None:
+        self.answer(Answer(attempted, job, outcome, self.ledger.jobs.get(job.id), (), ""))
+
+    def met_a_bug(self, said: str) -> None:
+        nobody = Job(id="", queue="", name="")
+        self.answer(Answer("a step", nobody, StoreError(said), None, (), said))
+
+    def went_down(self, how: str, stores: Sequence[Store] = ()) -> None:
+        """A crash, or a clean exit, and the stores that it took."""
+        if how != "exit" or not self.crash:
+            self.crash = how
+        for store in stores:
+            self._at_risk += int(getattr(store, "unsafe_writes", 0)) if self.machine.survives_kill else ALL_WRITES
+        self._last_transactions += loses_the_last(how)
+
+    # Judgement.
+
+    def violate(self, check_id: str, says: str) -> None:
+        self.violations.append(Violation(check_id, self.world.now / 1000, says))
+        self.history.note(self.world.now, "violation", "", "", -1, {"check": check_id, "says": says})
+        self.world.is_over = True
+
+    def _ask(self, moment: Moment, seen: object) -> None:
+        for check in self._by_moment[moment]:
+            says = check.broken(self.ledger, seen)
+            if says is not None:
+                self.violate(check.id, says)
+
+    def answer(self, answer: Answer) -> None:
+        self._ask(Moment.ANSWER, answer)
+
+    def count(self, store: Store) -> None:
+        if not self._by_moment[Moment.COUNT]:
+            return
+        try:
+            found = read(store)
+        except StoreError:
+            return  # a fault that strikes now: there is another count
+        self._ask(Moment.COUNT, found)
+
+    def recovered(self, store: Store, cause: int, is_disturbed: bool) -> None:
+        """The queues were opened after a crash. `is_disturbed`: a fault strikes now, so a failure proves nothing."""
+        how, self.crash = self.crash, ""
+        ledger = self.ledger
+        try:
+            complaints = self.machine.complaints(store)
+            found = read(store)
+        except StoreError as error:
+            if is_disturbed:
+                self.crash = how  # a fault that strikes now: the next opening is judged
+                return
+            self._ask(Moment.RECOVERY, Recovery(None, [str(error)], how, None, 0, ()))
+            return
+        before = dict(ledger.jobs)
+        taken_back = self._taken_back(found)
+        ledger.unknown.clear()
+        lost_jobs = 0
+        if taken_back:
+            ledger.lost_writes += len(taken_back)
+            lost_jobs = self._lose(taken_back, before, cause)
+        held = [job for job in ledger.jobs.values() if job.state is State.ACTIVE]
+        mode, opening = MODES[self.settings.durability], self.settings.opening
+        allowed = min(self._at_risk, mode.most_lost(opening))
+        allowed += self._last_transactions * max(mode.most_lost(opening), 1)
+        self._at_risk = self._last_transactions = 0
+        self._ask(Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held))
+        self.losses.append((how, len(taken_back or ()), lost_jobs))
+        detail = {"after": how, "writes_lost": len(taken_back or ()), "jobs_lost": lost_jobs}
+        self.history.note(self.world.now, "recovered", "", "machine", cause, detail)
+        if not self.violations:
+            self._ask(Moment.COUNT, found)
+
+    def _taken_back(self, found: Found) -> list[Commit] | None:
+        """The commits that what was found has not got; None if it is the state after no prefix of them."""
+        ledger = self.ledger
+        if not ledger.differs_from(found):
+            return []
+        for effects in ledger.unknown:
+            commit = ledger.begin(self.world.now, effects.changes)
+            for event, job, _ in effects.changes:
+                ledger.apply(commit, event, job)
+            for key, value in effects.entries:
+                ledger.put_entry(commit, key, value)
+            if not ledger.differs_from(found):
+                for event, job, _ in effects.changes:
+                    self.history.note(self.world.now, event, job.id, job.worker or "", -1, job)
+                return []
+            self._undo(commit)
+        taken: list[Commit] = []
+        while True:
+            commit_taken = ledger.take_back()
+            if commit_taken is None:
+                ledger.count_again()
+                return taken if not ledger.differs_from(found) else None
+            taken.append(commit_taken)
+            if len(found.jobs) == len(ledger.jobs) and not ledger.differs_from(found):
+                ledger.count_again()
+                return taken
+
+    def _undo(self, commit: Commit) -> None:
+        taken = self.ledger.take_back()
+        assert taken is commit, "the newest commit is taken back"
+        self.ledger.pushed -= sum(event is Event.PUSH for event, _, _ in commit.changes)
+        self.ledger.removed -= sum(left(event, job) is None for event, job, _ in commit.changes)
+        self.ledger.count_again()
+
+    def _lose(self, taken_back: Sequence[Commit], before: Mapping[str, Job], cause: int) -> int:
+        ledger, lost = self.ledger, 0
+        for commit in taken_back:
+            for event, job, _ in commit.changes:
+                if event is Event.PUSH:
+                    ledger.lost[job.id] = before.get(job.id, job)
+                    self.history.note(self.world.now, "lost", job.id, "", cause)
+                    lost += 1
+                elif left(event, job) is None:
+                    ledger.removed -= 1
+        ledger.count_again()
+        return lost
+
+    def rest(self, allowed_until: int, pushes_failed: int, is_exhausted: bool) -> None:
+        """Some time after the last fault."""
+        ledger, now = self.ledger, self.world.now
+        deliveries = sum(job.deliveries for job in ledger.jobs.values())
+        most = 20 + 6 * sum(job.max_attempts for job in ledger.jobs.values())
+        self._ask(Moment.END, End(now, allowed_until, pushes_failed, deliveries, most, EPOCH + now, is_exhausted))
+
+
+def left(event: Event, job: Job) -> Job | None:
+    """The record that an event leaves; None if it leaves none."""
+    is_gone = event is Event.PURGE or (event is Event.ACK and job.remove_on_complete)
+    return None if is_gone else job
