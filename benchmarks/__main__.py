@@ -20,6 +20,7 @@ from benchmarks.machine import machine
 from benchmarks.modes import modes
 from benchmarks.processes import processes
 from benchmarks.rounds import Contender, Spread, rates, ratio
+from benchmarks.simulation import simulation
 
 BACKLOG = 300_000  # waiting jobs in memory while it is measured
 RECORD_BYTES = 300  # what a small job's record takes; the bare insert writes as much
@@ -35,7 +36,9 @@ def main() -> None:
     parser.add_argument("--directory", default=None, help="on the disk to measure; the system's temporary one if none")
     parser.add_argument("--finished", type=int, default=1_000_000, help="finished jobs in the big store")
     parser.add_argument("--waiting", type=int, default=100_000, help="waiting jobs in the big store")
-    parser.add_argument("--only", choices=("durable", "modes", "memory", "processes", "big"), default=None)
+    parser.add_argument(
+        "--only", choices=("durable", "modes", "memory", "processes", "big", "simulation"), default=None
+    )
     given = parser.parse_args()
     console = Console(width=110)
     with ExitStack() as stack:
@@ -51,6 +54,8 @@ def main() -> None:
             console.print(processes(directory, given.rounds, given.seconds * SECONDS_AMONG_PROCESSES))
         if given.only in (None, "big"):
             console.print(big_store(directory, given.finished, given.waiting))
+        if given.only in (None, "simulation"):
+            console.print(simulation(given.rounds))
 
 
 def _durable(directory: Path, rounds: int, seconds: float) -> Table:

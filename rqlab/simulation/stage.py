@@ -48,6 +48,7 @@ class Stage:
         self.tick_interval = settings.tick_interval
         self.judge = Judge(self.world, self.history, machine, settings)
         self.labels: dict[str, str] = {}  #: by job id: what it is called whatever its id is, for chance
+        self._ids: dict[str, list[str]] = {}  #: and the other way round
         self.engine_events = 0
         self.acknowledged_at: list[int] = []  #: lengths of the disk's log at which a write had been promised to be safe
         self._pushes_failed = 0  #: since it is calm
@@ -267,10 +268,11 @@ class Stage:
 
     def pushes(self, job_id: str, label: str) -> None:
         self.labels[job_id] = label
+        self._ids.setdefault(label, []).append(job_id)
         self.judge.ledger.ever.add(job_id)
 
     def ids_of(self, label: str) -> list[str]:
-        return [job_id for job_id in self.judge.ledger.jobs if self.labels.get(job_id) == label]
+        return [job_id for job_id in self._ids.get(label, ()) if job_id in self.judge.ledger.jobs]
 
     def pushes_twice(self) -> bool:
         if not self.breakage.repeat_pushes:
