@@ -302,20 +302,26 @@ class Act(NamedTuple):
     at: int
     label: str
     do: Callable[["ProducerActor", int], None]
+    push: Push | None = None  #: what it pushes: with others that push at the same instant, in one commit
 
 
 class ProducerActor(ProcessActor):
     """Callers of the queues: who push, cancel and requeue, and try again when they get an error for an answer."""
 
-    __slots__ = ("acts", "done", "has_begun", "on_start")
+    __slots__ = ("acts", "done", "has_begun", "on_start", "together")
 
     def __init__(
-        self, process: Process, acts: Sequence[Act], on_start: Callable[["ProducerActor", int], None] | None
+        self,
+        process: Process,
+        acts: Sequence[Act],
+        on_start: Callable[["ProducerActor", int], None] | None,
+        together: Callable[["ProducerActor", Sequence[Act], int], None],
     ) -> None:
         super().__init__("producer", process)
         self.acts = sorted(acts, key=lambda act: (act.at, act.label))
         self.done = 0  #: acts that are over
         self.has_begun = False
+        self.together = together  #: pushes of several callers at once
         self.on_start = on_start  #: what it does first, whenever its process starts
 
     @property
@@ -332,9 +338,21 @@ class ProducerActor(ProcessActor):
             self.on_start(self, wall)
         self.has_begun = True
         while not self.is_done and self.acts[self.done].at <= now:
-            self.acts[self.done].do(self, wall)  # if it raises, that is noted, and the same act tried again
-            self.done += 1
+            burst = self._burst()  # if it raises, that is noted, and the same acts tried again
+            if len(burst) > 1:
+                self.together(self, burst, wall)
+            else:
+                burst[0].do(self, wall)
+            self.done += len(burst)
         return None if self.is_done else wall + self.acts[self.done].at - now
+
+    def _burst(self) -> Sequence[Act]:
+        first = self.acts[self.done]
+        end = self.done + 1
+        if first.push is not None:
+            while end < len(self.acts) and self.acts[end].at == first.at and self.acts[end].push is not None:
+                end += 1
+        return self.acts[self.done : end]
 
 
 class WorldExecutor:

@@ -1,19 +1,21 @@
 """Callers of the queues in a world: what they push, cancel and requeue, by the production engine."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
 
 import msgspec
 
 from rqlab import schedule as schedules
-from rqlab.engine import Push
-from rqlab.errors import DuplicateKey, InvalidState, JobNotFound
+from rqlab.engine import Engine, Push
+from rqlab.errors import DuplicateKey, InvalidState, JobNotFound, StoreError
 from rqlab.job import Job
 from rqlab.simulation.actors import Act, ProducerActor
 from rqlab.simulation.chance import Chance
 from rqlab.simulation.settings import Settings
+from rqlab.simulation.watched import Collector
 from rqlab.simulation.workload import drawn, given
+from rqlab.storage import Store
 
 QUEUES = ("mail", "reports")  # of the jobs that are drawn
 REQUEUE_AT = 0.9  # of the span
@@ -41,13 +43,13 @@ def acts(desk: Desk, chance: Chance, settings: Settings, span: float) -> list[Ac
     jobs = settings.jobs
     if not isinstance(jobs, int):
         return [
-            Act(at, f"job {number}", _pusher(desk, f"job {number}", push))
+            Act(at, f"job {number}", _pusher(desk, f"job {number}", push), push)
             for number, (at, push) in enumerate(given(jobs))
         ]
     planned = []
     for number, (at, push, cancel_at) in enumerate(drawn(chance, jobs, span, settings)):
         label = f"job {number}"
-        planned.append(Act(at, label, _pusher(desk, label, push)))
+        planned.append(Act(at, label, _pusher(desk, label, push), push))
         if cancel_at is not None:
             planned.append(Act(cancel_at, f"{label} cancelled", _canceller(desk, label)))
     if jobs >= FEW:
@@ -70,6 +72,28 @@ def register(producer: ProducerActor, wall: int) -> None:
         every=3.0, max_executions=3, catch_up="all",
     )  # fmt: skip
     producer.process.engine.put_schedule(schedule, lambda stored: schedules.same_definition(stored, schedule))
+
+
+def push_together(desk: Desk) -> Callable[[ProducerActor, Sequence[Act], int], None]:
+    """Several callers push at the same instant: the store may commit them together."""
+
+    def do(producer: ProducerActor, burst: Sequence[Act], wall: int) -> None:
+        process, collector = producer.process, Collector()
+        engine = Engine(cast(Store, collector), process.stage.draw)
+        for act in burst:
+            assert act.push is not None, "a burst is of pushes"
+            job_id = process.ids.draw(wall)
+            desk.pushes(job_id, act.label)
+            engine.push([(act.push, job_id)], wall)
+        outcomes = process.store.write_together(collector.works)
+        for outcome in outcomes:
+            if isinstance(outcome, DuplicateKey):
+                desk.was_duplicate(outcome.job_id)
+        errors = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
+        if errors:
+            raise errors[0]
+
+    return do
 
 
 def _pusher(desk: Desk, label: str, push: Push) -> Callable[[ProducerActor, int], None]:

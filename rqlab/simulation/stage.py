@@ -73,7 +73,7 @@ class Stage:
                 HousekeeperActor(f"{process.name} housekeeping", process)
         acts = callers.acts(self, self.chance, settings, span)
         first = callers.register if isinstance(settings.jobs, int) else None
-        self.producer = ProducerActor(self.processes[0], acts, first)
+        self.producer = ProducerActor(self.processes[0], acts, first, callers.push_together(self))
 
     def run(self) -> None:
         """Let it happen: faults, then calm, until everything has come to rest; or until the given instant."""

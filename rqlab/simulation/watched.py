@@ -10,6 +10,7 @@ from rqlab.errors import RQLabError, StoreError
 from rqlab.job import Job
 from rqlab.simulation.ledger import Effects
 from rqlab.storage import Store, Transaction
+from rqlab.storage.disk import DiskStore
 
 T = TypeVar("T")
 
@@ -56,6 +57,9 @@ class WatchedStore:
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         self._watcher.before_write()
+        return self._write(work)
+
+    def _write(self, work: Callable[[Transaction], T]) -> T:
         noted = self._noted
 
         def watched(tx: Transaction) -> T:
@@ -71,6 +75,39 @@ class WatchedStore:
         if noted.changes or noted.side:
             self._watcher.committed(Effects(noted.changes, noted.side))
         return result
+
+    def write_together(self, works: Sequence[Callable[[Transaction], Any]]) -> list[Any]:
+        """The work of several callers in one commit, where the store commits so; for each its result or its error."""
+        self._watcher.before_write()
+        if type(self.real) is not DiskStore:
+            return [self._outcome(work) for work in works]
+        noted = [_Noted() for _ in works]
+        outcomes = self.real.write_together([_noting(work, note) for work, note in zip(works, noted, strict=True)])
+        broken = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
+        kept = [note for note, outcome in zip(noted, outcomes, strict=True) if not isinstance(outcome, Exception)]
+        told = noted if broken else kept
+        effects = Effects(
+            [each for note in told for each in note.changes], [each for note in told for each in note.side]
+        )
+        if broken:
+            self._watcher.failed(effects, broken[0])
+        elif effects.changes or effects.entries:
+            self._watcher.committed(effects)
+        return outcomes
+
+    def _outcome(self, work: Callable[[Transaction], Any]) -> Any:
+        try:
+            return self._write(work)
+        except RQLabError as error:
+            return error
+
+
+def _noting(work: Callable[[Transaction], Any], noted: "_Noted") -> Callable[[Transaction], Any]:
+    def noting(tx: Transaction) -> Any:
+        noted.begin(tx)
+        return work(noted)
+
+    return noting
 
 
 class _Noted:
@@ -155,3 +192,13 @@ class WatchedEngine(Engine):
             return super().log(held, line, now)
         finally:
             self._watcher.holding({}, ())
+
+
+class Collector:
+    """Stands in for a store, and keeps what it should write: the work of one caller, to be run with that of others."""
+
+    def __init__(self) -> None:
+        self.works: list[Callable[[Transaction], Any]] = []
+
+    def write(self, work: Callable[[Transaction], Any]) -> None:
+        self.works.append(work)

@@ -13,6 +13,7 @@ from rqlab.simulation.chance import Chance
 
 NAMES = ("welcome", "receipt", "reminder", "digest")
 GIVEN_EVERY_MS = 200  # between two jobs of the user's that name no `at`
+SHARE_OF_BURSTS = 0.25  # of the jobs: pushed together with the one before
 SHARE_OF_PUSHES = 0.5  # of the span: then everything is pushed
 
 
@@ -25,10 +26,14 @@ class Timing(Protocol):
 
 def drawn(chance: Chance, count: int, span: float, timing: Timing) -> Iterator[tuple[int, Push, int | None]]:
     """(when, what, and when it is cancelled) of each job; `count` of them, the first at once."""
+    before = 0.0
     for number in range(count):
         label = f"job {number}"
         pushed_at = number / max(count, 1) * SHARE_OF_PUSHES * span
         pushed_at += chance("push", label) * SHARE_OF_PUSHES * span / max(count, 1) if number else 0.0
+        if number and chance("burst", label) < SHARE_OF_BURSTS:
+            pushed_at = before  # another caller, at the same instant: their commits may be one
+        before = pushed_at
         at = int(pushed_at * 1000)
         cancel = chance("cancel", label)
         cancel_at = at + int(cancel * 40 * 2000) if cancel < 0.025 else None
