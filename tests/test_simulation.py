@@ -14,6 +14,7 @@ from rqlab import FAULTS, Fault
 from rqlab.simulation.history import KINDS
 from rqlab.simulation.result import SimulationResult
 from rqlab.simulation.run import simulate
+from rqlab.simulation.windows import WINDOWS
 
 SEEDS = range(12)  # of each campaign here
 CAMPAIGN = {"crashes": 3, "faults": 9, "jobs": 30}
@@ -75,15 +76,27 @@ def test_every_promise_holds_in_every_mode(durability: str, seed: int) -> None:
     assert result.ok, f"{result.summary()}\nplan = {result.plan_as_python}"
 
 
-def test_every_fault_strikes_and_every_kind_of_event_is_met() -> None:
+def test_every_fault_strikes_and_every_window_is_hit() -> None:
     met: Counter[str] = Counter()
+    windows: Counter[str] = Counter()
     for seed in range(60):
-        result = simulate(crashes=3, faults=12, jobs=25, seed=seed, durability=("durable", "hybrid")[seed % 2])
-        assert result.ok, result.summary()
+        result = simulate(crashes=4, faults=12, jobs=25, seed=seed, durability=("durable", "hybrid")[seed % 2])
+        assert result.ok, f"{result.summary()}\nplan = {result.plan_as_python}"
         met.update(each.kind for each in result.history)
+        windows.update(result.coverage)
 
     assert set(FAULTS) <= set(met), set(FAULTS) - set(met)
     assert set(KINDS) - {"effect", "violation"} <= set(met), set(KINDS) - set(met)
+    assert {f"window: {window}" for window in WINDOWS} <= set(windows), windows
+
+
+def test_callers_that_push_at_the_same_instant_share_a_commit() -> None:
+    jobs = [{"name": "burst", "at": 1.0} for _ in range(5)]
+    together = simulate(0, seed=1, jobs=jobs, faults=())
+    apart = simulate(0, seed=1, jobs=[{**job, "at": 1 + number / 10} for number, job in enumerate(jobs)], faults=())
+
+    assert together.ok
+    assert together.header.operations < apart.header.operations - 20
 
 
 def test_memory_loses_everything_with_its_process_and_may() -> None:

@@ -166,6 +166,8 @@ class Breakage:
             self._armed.append((fault, None))
             if len(self._armed) == 1:
                 self._arm_next()
+            if fault.window == "last close":  # which comes only when somebody ends everything
+                self.redeploy(Fault(fault.at, "redeploy", seconds=fault.seconds))
         else:
             self._power_fails(fault)
 

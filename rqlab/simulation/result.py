@@ -59,7 +59,9 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     hash: str
     violations: list[tuple[str, float, str]] = []
     losses: list[Loss] = []
-    steps: int = 0
+    windows: list[str] = []  #: rows of WINDOWS that the power cuts fell into, one for each
+    operations: int = 0  #: of the disk
+    steps: int = 0  #: of actors
     ended_at: float = 0.0  #: seconds
 
 
@@ -218,6 +220,12 @@ class SimulationResult:
             )
         columns = ["mode", "crash", "may lose", "crashes", "writes lost", "jobs lost"]
         return self._frame(rows, columns, {}, ())
+
+    @property
+    def coverage(self) -> Counter[str]:
+        """How often each kind of fault struck, and each window was hit by a power cut."""
+        struck = Counter(each.kind for each in self.history if each.detail.get("fault"))
+        return struck + Counter(f"window: {window}" for window in self.header.windows)
 
     def summary(self) -> Summary:
         """The verdict in a few lines."""

@@ -139,6 +139,7 @@ def _simulate(
         block.enter_context(_quiet())
         block.enter_context(_without_garbage_collection())
         machine: Machine
+        disk: Disk | None = None
         scratch = None
         if has_disk:
             scratch = block.enter_context(recovery.scratch_directory())
@@ -153,11 +154,11 @@ def _simulate(
         stage.run()
         cut_rows = None
         if every_cut:
-            assert isinstance(machine, Disk), "it was checked"
+            assert disk is not None, "it was checked"
             assert scratch is not None, "a disk has one"
             from rqlab.simulation.cuts import every_operation
 
-            cut_rows = every_operation(stage, machine, scratch)
+            cut_rows = every_operation(stage, disk, scratch)
     happenings = stage.history.happenings()
     kept = {name: value for name, value in given.items() if name not in ("crashes", "faults", "seed", "checks")}
     if settings.handler is not None:
@@ -173,6 +174,10 @@ def _simulate(
         hash=hash_of(happenings, stage.judge.ledger.jobs.values()),
         violations=[(each.check, each.at, each.says) for each in stage.judge.violations],
         losses=[Loss(*loss) for loss in stage.judge.losses],
+        windows=[window for _, windows in machine.cuts for window in sorted(windows)]
+        if isinstance(machine, Disk)
+        else [],
+        operations=machine.operations + len(machine.recorder) if isinstance(machine, Disk) else 0,
         steps=stage.world.steps,
         ended_at=stage.world.now / 1000,
     )
