@@ -12,8 +12,10 @@ import pytest
 from rqlab import backoff, lifecycle
 from rqlab.engine import Engine
 from rqlab.lifecycle import Event
+from rqlab.simulation.faults import Fault
 from rqlab.simulation.run import simulate
 from rqlab.storage import disk, memory
+from rqlab.storage.hybrid import HybridStore
 
 Patch = pytest.MonkeyPatch
 
@@ -88,6 +90,54 @@ def unique_key_leaks(patch: Patch) -> None:
     patch.setattr("rqlab.engine._change", leaky)
 
 
+def flush_forgets(patch: Patch) -> None:
+    """What a snapshot that failed should have stored is not stored by the next one."""
+
+    def forget(self: Any, snapshot: Any) -> None:
+        self._taken = None
+
+    patch.setattr(HybridStore, "_put_back", forget)
+
+
+def snapshot_by_halves(patch: Patch) -> None:
+    """A snapshot is stored without its counters, the next one has them."""
+    patch.setattr("rqlab.storage.hybrid.counter_rows", lambda counters: [])
+
+
+def schedule_fires_twice(patch: Patch) -> None:
+    """A tick's job is pushed, and the schedule is not told."""
+    put = Engine.fire.__globals__["_put_schedule"]
+
+    def forgetful(tx: Any, schedule: Any) -> None:
+        if schedule.executions != 1:
+            put(tx, schedule)
+
+    patch.setattr("rqlab.engine._put_schedule", forgetful)
+
+
+def deliveries_stand_still(patch: Patch) -> None:
+    """A released job gives its delivery back."""
+    release = lifecycle.release
+
+    def forgetful(job: Any, now: int) -> Any:
+        released = release(job, now)
+        return lifecycle.replace(released, deliveries=released.deliveries - 1)
+
+    patch.setattr(lifecycle, "release", forgetful)
+
+
+def last_come_first_served(patch: Patch) -> None:
+    """A pull takes the end of the line."""
+    scan = memory.MemoryTransaction.scan
+
+    def backwards(self: Any, start: str, end: str, limit: int, **options: Any) -> Any:
+        if start.startswith("ready/"):
+            return scan(self, start, end, limit, backwards=True)
+        return scan(self, start, end, limit, **options)
+
+    patch.setattr(memory.MemoryTransaction, "scan", backwards)
+
+
 class Plant(NamedTuple):
     plant: Callable[[Patch], None]
     caught_by: set[str]  #: any of these checks
@@ -97,6 +147,7 @@ class Plant(NamedTuple):
 
 
 MEMORY: dict[str, Any] = {"store": "memory", "jobs": 30, "faults": 9}
+HYBRID: dict[str, Any] = {"durability": "hybrid", "crashes": 4, "jobs": 30, "faults": 9}
 DISK: dict[str, Any] = {"jobs": 16}
 
 PLANTS = [
@@ -104,8 +155,13 @@ PLANTS = [
     Plant(no_stall_recovery, {"L1"}, MEMORY, range(6), 6),
     Plant(max_attempts_ignored, {"I4"}, {**MEMORY, "failure_rate": 0.5}, range(6), 6),
     Plant(early_retry, {"I5"}, MEMORY, range(6), 6),
-    Plant(lost_wake_up, {"L1"}, MEMORY, range(3), 3),
+    Plant(lost_wake_up, {"L1"}, {**MEMORY, "jobs": 8, "failure_rate": 0.5}, range(2), 2),
     Plant(unique_key_leaks, {"I10b", "I11"}, {**MEMORY, "jobs": 60}, range(6), 5),
+    Plant(flush_forgets, {"R1", "R3", "R5"}, {**HYBRID, "faults": 14}, range(16), 3),
+    Plant(snapshot_by_halves, {"R1", "R3", "I11"}, HYBRID, range(4), 3),
+    Plant(schedule_fires_twice, {"I9"}, MEMORY, range(4), 4),
+    Plant(deliveries_stand_still, {"I2"}, {**MEMORY, "crashes": [Fault(4.0, "redeploy", seconds=1.0)]}, range(4), 3),
+    Plant(last_come_first_served, {"I7"}, MEMORY, range(4), 4),
     Plant(normal_in_durable, {"R3"}, {**DISK, "crashes": 4}, range(10), 4),
     Plant(counters_only_rise, {"I11"}, MEMORY, range(6), 6),
 ]
