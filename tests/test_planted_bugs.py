@@ -11,6 +11,7 @@ import pytest
 
 from rqlab import backoff, lifecycle
 from rqlab.engine import Engine
+from rqlab.errors import StoreCorrupt
 from rqlab.lifecycle import Event
 from rqlab.simulation.faults import Fault
 from rqlab.simulation.run import simulate
@@ -104,6 +105,18 @@ def snapshot_by_halves(patch: Patch) -> None:
     patch.setattr("rqlab.storage.hybrid.counter_rows", lambda counters: [])
 
 
+def does_not_open_after_a_crash(patch: Patch) -> None:
+    """A log that its process has left behind is taken for damage."""
+    opens = disk.DiskStore._open
+
+    def strict(self: Any) -> None:
+        if (self.path / "cache.db-wal").exists() and not (self.path / "cache.db-shm").exists():
+            raise StoreCorrupt("its log has no index")
+        opens(self)
+
+    patch.setattr(disk.DiskStore, "_open", strict)
+
+
 def schedule_fires_twice(patch: Patch) -> None:
     """A tick's job is pushed, and the schedule is not told."""
     put = Engine.fire.__globals__["_put_schedule"]
@@ -159,6 +172,7 @@ PLANTS = [
     Plant(unique_key_leaks, {"I10b", "I11"}, {**MEMORY, "jobs": 60}, range(6), 5),
     Plant(flush_forgets, {"R1", "R3", "R5"}, {**HYBRID, "faults": 14}, range(16), 3),
     Plant(snapshot_by_halves, {"R1", "R3", "I11"}, HYBRID, range(4), 3),
+    Plant(does_not_open_after_a_crash, {"R0"}, {**DISK, "crashes": [Fault(4.0, "power cut")]}, range(3), 3),
     Plant(schedule_fires_twice, {"I9"}, MEMORY, range(4), 4),
     Plant(deliveries_stand_still, {"I2"}, {**MEMORY, "crashes": [Fault(4.0, "redeploy", seconds=1.0)]}, range(4), 3),
     Plant(last_come_first_served, {"I7"}, MEMORY, range(4), 4),

@@ -45,6 +45,8 @@ class Stage(Protocol):
     stall_timeout: float
     tick_interval: float
 
+    @property
+    def is_disturbed(self) -> bool: ...
     def open_store(self, process: "Process") -> Store: ...
     def keeper_of(self, store: Store) -> Keeper | None: ...
     def draw(self, purpose: str, entity: str, counter: int) -> float: ...
@@ -60,6 +62,7 @@ class Stage(Protocol):
     def ended(self, actor: "WorkerActor", run: Run, report: Report) -> bool: ...
     def fires(self, schedule: Schedule, tick: int, job_id: str) -> None: ...
     def opened(self, process: "Process") -> None: ...
+    def not_opened(self, process: "Process", error: RQLabError, was_disturbed: bool) -> None: ...
 
 
 class Process:
@@ -89,11 +92,12 @@ class Process:
         stage = self.stage
         self.starts += 1
         stage.before_step(self)
+        was_disturbed = stage.is_disturbed
         try:
             real = stage.open_store(self)
         except RQLabError as error:
             if stage.after_step(self):
-                stage.met(self, self.name, error)
+                stage.not_opened(self, error, was_disturbed)
                 return now + OPEN_AGAIN_MS
             return None
         self.store = WatchedStore(real, self)

@@ -369,7 +369,8 @@ class Breakage:
     @property
     def is_disturbed(self) -> bool:
         """Whether the disk refuses something now."""
-        return bool(self._locks) or (isinstance(self.machine, Disk) and bool(self.machine.recorder.refusals))
+        refusals = self.machine.recorder.refusals if isinstance(self.machine, Disk) else []
+        return bool(self._locks) or any(refusal.times != 0 for refusal in refusals)
 
     def calm(self, now: int) -> None:
         """Nothing breaks any more: clocks are right, disks are whole, and every process runs."""

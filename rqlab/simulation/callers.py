@@ -18,7 +18,8 @@ from rqlab.simulation.workload import drawn, given
 from rqlab.storage import Store
 
 QUEUES = ("mail", "reports")  # of the jobs that are drawn
-REQUEUE_AT = 0.9  # of the span
+FLUSH_AT = 0.45  # of the span
+REQUEUE_AT = 0.9
 FEW = 10  # jobs: so few are not requeued
 
 
@@ -53,6 +54,7 @@ def acts(desk: Desk, chance: Chance, settings: Settings, span: float) -> list[Ac
         if cancel_at is not None:
             planned.append(Act(cancel_at, f"{label} cancelled", _canceller(desk, label)))
     if jobs >= FEW:
+        planned.append(Act(int(span * FLUSH_AT * 1000), "flush", _flush))
         planned.append(Act(int(span * REQUEUE_AT * 1000), "requeue", _requeue_all))
     return planned
 
@@ -121,3 +123,8 @@ def _canceller(desk: Desk, label: str) -> Callable[[ProducerActor, int], None]:
 
 def _requeue_all(producer: ProducerActor, wall: int) -> None:
     producer.process.engine.requeue_all("mail", wall)
+
+
+def _flush(producer: ProducerActor, wall: int) -> None:
+    """From here on nothing of what was stored so far may be lost."""
+    producer.process.store.flush()

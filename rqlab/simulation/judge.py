@@ -139,6 +139,10 @@ class Judge:
             return  # a fault that strikes now: there is another count
         self._ask(Moment.COUNT, found)
 
+    def not_opened(self, error: RQLabError) -> None:
+        """A process could not open the queues, and nothing strikes now."""
+        self._ask(Moment.RECOVERY, Recovery(None, [str(error)], self.crash, None, 0, ()))
+
     def recovered(self, store: Store, cause: int, is_disturbed: bool) -> None:
         """The queues were opened after a crash. `is_disturbed`: a fault strikes now, so a failure proves nothing."""
         how, self.crash = self.crash, ""
@@ -150,7 +154,8 @@ class Judge:
             if is_disturbed:
                 self.crash = how  # a fault that strikes now: the next opening is judged
                 return
-            self._ask(Moment.RECOVERY, Recovery(None, [str(error)], how, None, 0, ()))
+            self.crash = how
+            self.not_opened(error)
             return
         before = dict(ledger.jobs)
         taken_back = self._taken_back(found)

@@ -166,6 +166,15 @@ class Stage:
             self.judge.recovered(process.store.real, number, self.breakage.is_disturbed)
         self._end_if_over()
 
+    @property
+    def is_disturbed(self) -> bool:
+        return self.breakage.is_disturbed
+
+    def not_opened(self, process: Process, error: RQLabError, was_disturbed: bool) -> None:
+        self.met(process, process.name, error)
+        if not was_disturbed:
+            self.judge.not_opened(error)
+
     def before_write(self, process: Process) -> None:
         process.spent += self.breakage.write_ms
 
