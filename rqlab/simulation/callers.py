@@ -90,7 +90,7 @@ def push_together(desk: Desk) -> Callable[[ProducerActor, Sequence[Act], int], N
         outcomes = process.store.write_together(collector.works)
         for outcome in outcomes:
             if isinstance(outcome, DuplicateKey):
-                desk.was_duplicate(outcome.job_id)
+                desk.was_duplicate(outcome.job_id or "")
         errors = [outcome for outcome in outcomes if isinstance(outcome, StoreError)]
         if errors:
             raise errors[0]
@@ -107,7 +107,7 @@ def _pusher(desk: Desk, label: str, push: Push) -> Callable[[ProducerActor, int]
             try:
                 process.engine.push([(push, job_id)], wall)
             except DuplicateKey as error:
-                desk.was_duplicate(error.job_id)
+                desk.was_duplicate(error.job_id or "")
 
     return do
 

@@ -114,8 +114,8 @@ class _Noted:
     """A transaction that remembers what it was asked to do."""
 
     __slots__ = (
-        "_tx", "changes", "counters", "delete", "entries", "entry", "first", "get", "load", "put", "scan", "side",
-        "tally",
+        "_tx", "changes", "counters", "delete", "entries", "entry", "first", "get", "load", "put", "put_new", "scan",
+        "side", "tally",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class _Noted:
             self._tx = tx
             self.get, self.load, self.first, self.scan = tx.get, tx.load, tx.first, tx.scan
             self.entry, self.entries, self.counters = tx.entry, tx.entries, tx.counters
-            self.put, self.delete, self.tally = tx.put, tx.delete, tx.tally
+            self.put, self.put_new, self.delete, self.tally = tx.put, tx.put_new, tx.delete, tx.tally
 
     def put_entry(self, key: str, value: bytes, place: str | None = None) -> None:
         assert self._tx is not None, "it has begun"
