@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
-from rqlab import backoff, lifecycle
+from rqlab import backoff, experiments, lifecycle
 from rqlab.engine import Engine
 from rqlab.errors import StoreCorrupt
 from rqlab.lifecycle import Event
@@ -198,3 +199,18 @@ def test_a_planted_bug_is_caught_by_the_check_that_should(plant: Plant, monkeypa
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.plant.__name__)
 def test_without_the_plant_nothing_is_found(plant: Plant) -> None:
     assert [caught(plant, seed) for seed in plant.seeds] == [set()] * len(plant.seeds)
+
+
+def test_a_broken_promise_ends_the_command_with_the_line_that_replays_it(
+    monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    no_stall_recovery(monkeypatch)
+
+    with pytest.raises(typer.Exit) as ended:
+        experiments.simulate(seed=1, store="memory", jobs=12)
+
+    said = capsys.readouterr().out
+    assert ended.value.exit_code == 1
+    assert "BROKEN L1" in said
+    assert "replay: rqlab.simulate(seed=1, jobs=12, store='memory')" in said
+    assert "plan = [\n    rqlab.Fault(" in said
