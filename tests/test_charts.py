@@ -2,15 +2,21 @@
 
 import subprocess
 import sys
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas
 import pytest
+from histories import result, world
 
 from rqlab import charts
-from rqlab.charts import looks, tradeoffs
+from rqlab.backoff import retry_in
+from rqlab.charts import backlogs, delays, looks, outcomes, retrying, timelines, tradeoffs
 from rqlab.charts.chart import meet, text_box
+from rqlab.charts.histories import worker_names
+from rqlab.job import Backoff, Job
 
 INF, NAN = float("inf"), float("nan")
 HOSTILE = '<script>alert("1")</script>$x_1$\x00\x1b[31m\u202e' + "n" * 10_000
@@ -40,7 +46,15 @@ def texts(chart: charts.Chart) -> list[tuple[str, tuple[float, float, float, flo
     from matplotlib.text import Text
 
     chart.figure.canvas.draw()
-    drawn = [text for text in chart.figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    unseen = {
+        id(tick.label1)
+        for ax in chart.figure.axes
+        for axis in (ax.xaxis, ax.yaxis)
+        for tick in [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+        if not min(axis.get_view_interval()) <= tick.get_loc() <= max(axis.get_view_interval())
+    }
+    everything = [text for text in chart.figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    drawn = [text for text in everything if id(text) not in unseen]
     return [(text.get_text(), text_box(text)) for text in drawn]
 
 
@@ -227,3 +241,387 @@ def test_pyplot_is_named_nowhere() -> None:
     ]
 
     assert named == []
+
+
+# Timelines
+
+
+def test_a_run_is_a_bar_in_its_workers_lane() -> None:
+    drawn = timelines.marks(result([("a", 1, "w10", 0.0, 1.0, "completed"), ("b", 1, "w2", 0.5, 2.0, "failed")]))
+
+    assert [(lane.name, lane.row, lane.rows) for lane in drawn.lanes] == [("w2", 0, 1), ("w10", 1, 1)]
+    assert [(bar.row, bar.start, bar.end, bar.outcome) for bar in drawn.bars] == [
+        (0, 0.5, 2.0, "failed"),
+        (1, 0.0, 1.0, "completed"),
+    ]
+
+
+def test_runs_at_the_same_time_on_one_worker_have_rows_of_their_own() -> None:
+    runs = [("a", 1, "w", 0, 4, "completed"), ("b", 1, "w", 1, 2, "completed"), ("c", 1, "w", 2, 3, "completed")]
+
+    drawn = timelines.marks(result(runs))
+
+    assert [(bar.job, bar.row) for bar in drawn.bars] == [("a", 0), ("b", 1), ("c", 1)]
+    assert (drawn.lanes[0].rows, drawn.rows) == (2, 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_bars_of_one_row_never_overlap(seed: int) -> None:
+    for by in ("worker", "job"):
+        drawn = timelines.marks(world(60, seed, concurrency=4), by)  # type: ignore[arg-type]
+        for row in range(drawn.rows):
+            bars = sorted((bar.start, bar.end) for bar in drawn.bars if bar.row == row)
+            assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(bars))
+
+
+def test_the_lease_of_a_dead_worker_runs_out_from_its_crash() -> None:
+    run = ("a", 1, "w1", 0.0, 5.0, "stalled")
+    drawn = timelines.marks(result([run], [(2.0, "worker crash", "w1")]))
+
+    assert [(bar.part, bar.start, bar.end) for bar in drawn.bars] == [("run", 0.0, 2.0), ("lease", 2.0, 5.0)]
+    assert [(mark.at, mark.row, mark.look.glyph) for mark in drawn.marks] == [(2.0, 0, "⚡")]
+
+
+def test_the_crash_of_another_worker_ends_no_run() -> None:
+    drawn = timelines.marks(result([("a", 1, "w1", 0.0, 5.0, "stalled")], [(2.0, "worker crash", "w2")]))
+
+    assert [(bar.part, bar.end) for bar in drawn.bars] == [("run", 5.0)]
+
+
+def test_without_a_known_crash_the_lease_runs_out_from_the_last_heartbeat() -> None:
+    beats = [{"at": at, "kind": "heartbeat", "job": "a", "worker": "w1"} for at in (1.0, 2.5)]
+    drawn = timelines.marks(result([("a", 1, "w1", 0.0, 5.0, "stalled")], events=beats))
+
+    assert [(bar.part, bar.start, bar.end) for bar in drawn.bars] == [("run", 0.0, 2.5), ("lease", 2.5, 5.0)]
+    assert drawn.ticks == ((0, 1.0), (0, 2.5))
+
+
+def test_a_power_cut_strikes_every_lane() -> None:
+    runs = [("a", 1, "w1", 0.0, 1.0, "completed"), ("b", 1, "w2", 0.0, 1.0, "completed")]
+    (mark,) = timelines.marks(result(runs, [(0.5, "power cut", "w1")])).marks
+
+    assert mark.row is None
+    assert mark.label.startswith("⌁ power cut")
+
+
+def test_a_run_that_goes_on_reaches_to_the_end() -> None:
+    drawn = timelines.marks(result([("a", 1, "w", 0.0, None, "active"), ("b", 1, "v", 1.0, 3.0, "completed")]))
+
+    assert {(bar.job, bar.end) for bar in drawn.bars} == {("a", 3.0), ("b", 3.0)}
+
+
+def test_between_runs_a_job_waits_for_its_backoff_and_then_in_line() -> None:
+    runs = [("a", 1, "w", 1.0, 2.0, "failed"), ("a", 2, "w", 5.0, 6.0, "completed")]
+    jobs = [{"id": "a", "state": "completed", "pushed": 0.0, "finished": 6.0}]
+    told = [{"at": 4.0, "kind": "promote", "job": "a"}]
+
+    without = timelines.marks(result(runs, jobs=jobs), "job")
+    promoted = timelines.marks(result(runs, jobs=jobs, events=told), "job")
+    due = timelines.marks(
+        result(runs, jobs=jobs, events=[{"at": 2.0, "kind": "fail", "job": "a", "detail": {"due": 3.0}}]), "job"
+    )
+
+    def parts(drawn: timelines.Timeline) -> list[tuple[str, float, float]]:
+        return [(bar.part, bar.start, bar.end) for bar in drawn.bars if bar.part != "run"]
+
+    assert parts(without) == [("in line", 0.0, 1.0), ("wait", 2.0, 5.0)]
+    assert parts(promoted) == [("in line", 0.0, 1.0), ("wait", 2.0, 4.0), ("in line", 4.0, 5.0)]
+    assert parts(due) == [("in line", 0.0, 1.0), ("wait", 2.0, 3.0), ("in line", 3.0, 5.0)]
+
+
+def test_each_finished_job_ends_with_its_glyph() -> None:
+    runs = [(job, 1, "w", at, at + 0.5, "completed") for at, job in enumerate("abcd")]
+    states = {"a": "completed", "b": "dlq", "c": "cancelled", "d": "completed"}
+    jobs = [{"id": job, "state": state, "pushed": 0.0, "lost": job == "d"} for job, state in states.items()]
+
+    drawn = timelines.marks(result(runs, jobs=jobs), "job")
+
+    assert [mark.look.glyph for mark in drawn.marks] == ["✓", "✗", "⊘", "∅"]
+
+
+def test_of_too_many_jobs_those_with_trouble_are_drawn() -> None:
+    told = world(300)
+
+    drawn = timelines.marks(told, "job", most=40)
+
+    shown = {lane.full_name for lane in drawn.lanes}
+    lost = told.jobs[told.jobs["lost"]]["id"]
+    dead = told.jobs[told.jobs["state"] == "dlq"]["id"]
+    assert len(shown) == 40
+    assert set(lost) | set(dead) <= shown
+    assert "260 more jobs not drawn" in drawn.said()
+
+
+def test_the_newest_runs_alone_start_a_window() -> None:
+    drawn = timelines.marks(world(100), newest=20)
+
+    assert len({(bar.job, bar.delivery) for bar in drawn.bars}) == 20
+    assert drawn.start > 0
+    assert all(drawn.start <= bar.start <= bar.end <= drawn.end for bar in drawn.bars)
+
+
+def test_a_timeline_says_what_happened() -> None:
+    chart = charts.timeline(world(30))
+
+    assert repr(chart).startswith("Timeline by worker: 30 jobs (")
+    assert "1 lost" in chart.alt
+    assert "on 3 workers" in chart.alt
+    assert "1 worker crash, 1 power cut" in chart.alt
+
+
+def test_a_timeline_goes_by_worker_or_by_job() -> None:
+    with pytest.raises(ValueError, match="by: expected 'worker' or 'job', got 'queue'"):
+        charts.timeline(world(5), "queue")  # type: ignore[arg-type]
+
+
+def test_tables_may_be_lists_of_dicts() -> None:
+    told = world(20)
+    listed = SimpleNamespace(
+        seed=7, **{name: getattr(told, name).to_dict("records") for name in ("jobs", "attempts", "events", "faults")}
+    )
+
+    assert timelines.marks(listed, "job") == timelines.marks(told, "job")
+
+
+def test_missing_values_of_every_kind_are_missing() -> None:
+    nullable = result([("a", 1, "w", 0.0, 1.0, "failed"), ("a", 2, "w", 2.0, None, None)])
+    nullable.attempts = nullable.attempts.convert_dtypes()
+
+    assert [bar.outcome for bar in timelines.marks(nullable).bars] == ["failed", "active"]
+
+
+def test_worker_names_are_short_and_told_apart() -> None:
+    names = worker_names(["host:4121:140213:w0", "host:4121:140213:w1"])
+
+    assert list(names.values()) == ["w0", "w1"]
+    assert worker_names(["host:1:MainThread-12"])["host:1:MainThread-12"] == "…MainThread-12"
+    assert max(map(len, worker_names([HOSTILE]).values())) <= 14
+
+
+def test_the_words_of_a_simulation_are_understood() -> None:
+    """A simulation calls a run that goes on running, says due= in words, and its machine is every worker's."""
+    runs = [("a", 1, "w", 0.0, 2.0, "stalled"), ("a", 2, "w", 4.0, None, "running")]
+    told = [{"at": 2.0, "kind": "stall", "job": "a", "detail": "queue=mail state=delayed due=3.0"}]
+    drawn = timelines.marks(result(runs, [(1.0, "power cut", "machine")], told), "job")
+
+    assert [(bar.part, bar.start, bar.end) for bar in drawn.bars] == [
+        ("run", 0.0, 1.0), ("lease", 1.0, 2.0), ("wait", 2.0, 3.0), ("in line", 3.0, 4.0), ("run", 4.0, 4.0),
+    ]  # fmt: skip
+    assert drawn.bars[-1].outcome == "active"
+    assert drawn.marks[0].label == "⌁ power cut"
+
+
+# Retries
+
+
+def test_a_job_is_its_runs_and_the_waits_between_them() -> None:
+    runs = [("a", 1, "w", 0.0, 1.0, "failed"), ("a", 2, "w", 3.0, 4.0, "timed_out"), ("a", 3, "w", 8.0, 9.0, "failed")]
+    jobs = [{"id": "a", "state": "dlq", "pushed": 0.0}]
+
+    (course,) = retrying.marks(result(runs, jobs=jobs)).courses
+
+    assert course.outcomes == ("failed", "timed_out", "failed")
+    assert course.waits == ((2.0, 2.0), (4.0, 4.0))
+    assert course.look.label == "✗ dlq"
+
+
+def test_many_jobs_that_went_the_same_way_share_a_row() -> None:
+    drawn = retrying.marks(world(100))
+
+    assert drawn.gathered
+    assert len(drawn.courses) < 30
+    assert sum(len(course.jobs) for course in drawn.courses) == 100
+    assert any(course.name.endswith(" jobs") for course in drawn.courses)
+
+
+def test_rows_that_do_not_fit_are_counted() -> None:
+    kinds = ["failed", "stalled", "timed_out", "released"]
+    runs = [
+        (f"job-{n}", delivery + 1, "w", n + delivery / 10, n + delivery / 10 + 0.05, kinds[n // 4**delivery % 4])
+        for n in range(64)
+        for delivery in range(3)
+    ]
+
+    drawn = retrying.marks(result(runs))
+
+    assert len(drawn.courses) == retrying.MOST_ROWS
+    assert "32 more rows not drawn: 32 jobs" in drawn.said()
+
+
+# Backlog
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_backlog_counts_every_job_once(seed: int) -> None:
+    drawn = backlogs.marks(world(60, seed))
+    totals = [sum(each) for each in zip(*drawn.counts.values(), strict=True)]
+
+    assert totals == sorted(totals)
+    assert totals[-1] == 60
+    assert min(min(series) for series in drawn.counts.values()) >= 0
+
+
+def test_the_backlog_follows_a_job_through_its_states() -> None:
+    runs = [("a", 1, "w", 1.0, 2.0, "failed"), ("a", 2, "w", 5.0, 6.0, "completed")]
+    jobs = [{"id": "a", "state": "completed", "pushed": 0.0, "finished": 6.0}]
+    drawn = backlogs.marks(result(runs, jobs=jobs, events=[{"at": 4.0, "kind": "promote", "job": "a"}]))
+
+    states = [next(state for state, counts in drawn.counts.items() if counts[n]) for n in range(len(drawn.instants))]
+    assert drawn.instants == (0.0, 1.0, 2.0, 4.0, 5.0, 6.0)
+    assert states == ["waiting", "active", "delayed", "waiting", "active", "completed"]
+
+
+def test_a_lost_job_leaves_its_state_at_the_power_cut() -> None:
+    jobs = [{"id": "a", "state": "completed", "pushed": 0.0, "finished": 2.0, "lost": True}]
+    drawn = backlogs.marks(result([("a", 1, "w", 1.0, 2.0, "completed")], [(3.0, "power cut", "")], jobs=jobs))
+
+    assert drawn.instants[-1] == 3.0
+    assert {state: counts[-1] for state, counts in drawn.counts.items()} == {
+        "active": 0, "waiting": 0, "completed": 0, "lost": 1,
+    }  # fmt: skip
+
+
+def test_the_backlog_says_its_counts() -> None:
+    chart = charts.backlog(world(30))
+
+    assert "1 worker crash, 1 power cut" in chart.alt
+    assert chart.data["lost"].iloc[-1] == 1
+
+
+# Back-off
+
+
+@pytest.mark.parametrize("strategy", ["fixed", "linear", "exponential"])
+@pytest.mark.parametrize("jitter", [0.0, 0.3])
+def test_curves_are_what_the_engine_waits(strategy: str, jitter: float) -> None:
+    (curve,) = delays.marks([strategy], base=0.7, cap=20.0, jitter=jitter, attempts=12).curves
+
+    for point in curve:
+        job = Job(
+            id="x", queue="q", name="n", attempt=point.attempt, backoff=Backoff(strategy), backoff_delay=0.7,
+            max_backoff=20.0, jitter=jitter,
+        )  # fmt: skip
+        drawn = [retry_in(job, draw / 100) / 1000 for draw in range(100)]
+        assert point.least <= min(drawn) <= max(drawn) <= point.most <= 20.0
+
+
+def test_curves_are_logarithmic_where_they_span_much() -> None:
+    assert charts.backoff_curves().ax.get_yscale() == "log"
+    assert charts.backoff_curves(["fixed", "linear"], attempts=4).ax.get_yscale() == "linear"
+    assert "exponential 1 s, 2 s, 4 s, 8 s" in charts.backoff_curves().alt
+    with pytest.raises(ValueError, match="cubic"):
+        charts.backoff_curves(["cubic"])
+    with pytest.raises(ValueError, match="attempts: expected 1 or more, got 0"):
+        charts.backoff_curves(attempts=0)
+
+
+# Outcomes
+
+
+def crashes(seeds: int, points: int, wrong: tuple[int, int] | None = (2, 3)) -> pandas.DataFrame:
+    return pandas.DataFrame(
+        {
+            "seed": seed, "crash": point, "verdict": "violated" if (seed, point) == wrong else "held",
+            "replay": f"rqlab.simulate(seed={seed}, crashes=[{point}])",
+        }
+        for seed in range(seeds)
+        for point in range(points)
+    )  # fmt: skip
+
+
+def test_a_violation_is_a_cell_with_its_replay_line() -> None:
+    drawn = outcomes.marks(crashes(5, 6))
+    chart = charts.outcome_grid(crashes(5, 6))
+
+    assert [(cell.row, cell.column) for cell in drawn.cells if cell.verdict == "violated"] == [(2, 3)]
+    assert any("rqlab.simulate(seed=2, crashes=[3])" in text for text, _ in texts(chart))
+    assert chart.alt == (
+        "30 simulated crashes: 29 held, 0 lost, as the mode allows, 1 violated. "
+        "First violation: rqlab.simulate(seed=2, crashes=[3])"
+    )
+    assert set(chart.data["replay"]) == set(crashes(5, 6)["replay"])
+
+
+def test_a_cell_that_stands_for_many_crashes_shows_the_worst() -> None:
+    drawn = outcomes.marks(crashes(300, 90, wrong=(271, 88)))
+
+    assert len(drawn.seeds) == outcomes.MOST_SEEDS
+    assert "271" in drawn.seeds
+    assert sum(cell.verdict == "violated" for cell in drawn.cells) == 1
+
+
+def test_a_verdict_is_one_of_three() -> None:
+    with pytest.raises(ValueError, match="verdict: expected one of violated, lost, held; got 'fine'"):
+        outcomes.marks([{"seed": 1, "crash": 1, "verdict": "fine"}])
+
+
+# All of them
+
+
+def hostile() -> Any:
+    told = world(12)
+    told.jobs["id"] = told.jobs["id"] + HOSTILE
+    told.attempts["job"] = told.attempts["job"] + HOSTILE
+    told.attempts["worker"] = told.attempts["worker"] + HOSTILE
+    told.faults["kind"] = told.faults["kind"] + HOSTILE
+    return told
+
+
+EACH = ("timeline", "jobs", "retries", "backlog")
+PICTURES = {
+    **{f"{name} of {n} jobs": (name, world(n)) for name in EACH for n in (5, 30, 100)},
+    **{f"{name} of many at once": (name, world(100, concurrency=4)) for name in ("timeline", "jobs")},
+    **{f"{name} of nothing": (name, result([])) for name in EACH},
+    **{f"{name} of hostile names": (name, hostile()) for name in EACH},
+    "timeline of many faults": ("timeline", result(
+        [("a", 1, "w1", 0.0, 9.0, "completed")], [(n / 4, "worker crash", f"w{n % 3}") for n in range(40)])),
+    "outcomes": ("outcome_grid", crashes(8, 12)),
+    "outcomes of nothing": ("outcome_grid", crashes(0, 0)),
+    "many outcomes": ("outcome_grid", crashes(300, 90)),
+}  # fmt: skip
+
+
+def drawn(name: str, told: Any, dark: bool = False) -> charts.Chart:
+    if name == "jobs":
+        return charts.timeline(told, "job", dark=dark)
+    chart: charts.Chart = getattr(charts, name)(told, dark=dark)
+    return chart
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_no_text_of_a_picture_covers_another(picture: str) -> None:
+    chart = drawn(*PICTURES[picture])
+
+    assert overlaps(chart) == []
+    assert outside(chart) == []
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"jitter": 0.3, "cap": 60}, {"attempts": 1}, {"base": 0}, {"strategies": ["linear"]}]
+)
+def test_no_text_of_the_curves_covers_another(options: dict[str, Any]) -> None:
+    chart = charts.backoff_curves(**options)
+
+    assert overlaps(chart) == []
+    assert outside(chart) == []
+
+
+@pytest.mark.parametrize("picture", PICTURES)
+def test_words_and_marks_stand_out_from_light_and_dark_paper(picture: str) -> None:
+    from matplotlib.colors import to_hex
+    from matplotlib.text import Text
+
+    for dark in (False, True):
+        chart = drawn(*PICTURES[picture], dark=dark)
+        paper = looks.luminance(looks.theme(dark).paper)
+        for text in chart.figure.findobj(Text):
+            if text.get_text().strip() and text.get_bbox_patch() is None and text.axes is None:
+                ink = looks.luminance(to_hex(text.get_color()))
+                assert (max(ink, paper) + 0.05) / (min(ink, paper) + 0.05) >= 4.5, text.get_text()
+
+
+def test_every_picture_is_one_line_of_words_without_control_characters() -> None:
+    for name, told in PICTURES.values():
+        alt = drawn(name, told).alt
+        assert alt.isprintable(), alt[:200]
+        assert len(alt) < 1_500

@@ -96,7 +96,8 @@ def say(
     height = figure.get_figheight()  # type: ignore[union-attr]
     top = box.y1 + up / height
     style: Mapping[str, Any] = {"ha": "left", "va": "bottom", "parse_math": False}
-    figure.text(box.x0, top + 0.30 / height, title, color=theme.ink, size=12, weight="bold", **style)
+    above = 0.14 * (subtitle.count("\n") + 1) + 0.16
+    figure.text(box.x0, top + above / height, title, color=theme.ink, size=12, weight="bold", **style)
     figure.text(box.x0, top + 0.10 / height, subtitle, color=theme.quiet, size=9, **style)
     ax.set_xlabel(below, color=theme.quiet, size=9.5)
     ax.set_ylabel(aside, color=theme.quiet, size=9.5)

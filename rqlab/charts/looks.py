@@ -139,7 +139,9 @@ def ink_on(colour: str) -> str:
 def plain(text: object, limit: int = 60) -> str:
     """One line of text that can be shown: no control or direction-changing characters, at most `limit` characters."""
     line = str(text)[: limit * 2 + 1]  # what is far beyond the limit is not looked at
-    line = "".join("�" if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") else c for c in line)
+    if not line.isprintable():
+        bad = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        line = "".join("\ufffd" if unicodedata.category(letter) in bad else letter for letter in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 

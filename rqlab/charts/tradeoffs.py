@@ -47,6 +47,14 @@ class Point(NamedTuple):
         most = "everything" if self.loss_high == math.inf else f"the last {seconds(self.loss_high)}"
         return f"lost up to {most}" if self.loss_high > self.loss else f"lost {most}"
 
+    def label(self) -> str:
+        """The mode, its rate, and what it may lose, in lines short enough to stand beside each other."""
+        head = f"{plain(self.mode, 24)} · {count(self.rate)}/s"
+        if self.promised in ("", "nan", "None"):
+            return head
+        promise = f"may lose: {plain(self.promised, 90)}"
+        return "\n".join([head, *textwrap.wrap(promise, 27, max_lines=2, placeholder=" …")])
+
 
 class Tradeoff(NamedTuple):
     """The marks of the picture, in the order of the modes in the frame."""
@@ -62,6 +70,29 @@ class Tradeoff(NamedTuple):
         """Where a loss window stands on the axis: seconds, or the middle of a band."""
         low, high = self.span
         return low / math.sqrt(BAND) if loss == 0 else high * math.sqrt(BAND) if loss == math.inf else loss
+
+    def edges(self) -> tuple[float, float]:
+        """The ends of the loss axis, bands included."""
+        return self.span[0] / BAND, self.span[1] * BAND
+
+    def decades(self) -> list[float]:
+        """The loss windows that the axis names, at most nine; not its broken edges."""
+        powers = range(round(math.log10(self.span[0])), round(math.log10(self.span[1])) + 1)
+        return [10.0**power for power in powers][1 : -1 : 1 + len(powers) // 9]
+
+    def heights(self) -> tuple[float, float]:
+        """The span of the rates with room for labels; a decade at least, or small differences would look large."""
+        rates = [at for p in self.points for at in (p.rate_low, p.rate_high)] or [100.0, 1000.0]
+        low, high = min(rates) / 1.9, max(rates) * 1.9
+        middle = math.sqrt(low * high)
+        return min(low, middle / 3.2), max(high, middle * 3.2)
+
+    def rates(self) -> list[float]:
+        """The rates that the axis names: 1, 2, 5, 10 …, or only 1, 10, 100 where those are enough."""
+        low, high = self.heights()
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        steps = (1,) if math.log10(high / low) > 3 else (1, 2, 5)
+        return [at for power in powers for step in steps if low <= (at := step * 10.0**power) <= high]
 
     def said(self) -> str:
         """The picture in words."""
@@ -157,18 +188,16 @@ def draw(ax: "Axes", drawn: Tradeoff, look: Theme) -> None:
 
     dress(ax, look)
     low, high = drawn.span
-    edges = (low / BAND, high * BAND)
+    edges = drawn.edges()
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_xlim(*edges)
-    ax.set_ylim(*_heights(drawn))
-    powers = range(round(math.log10(low)), round(math.log10(high)) + 1)
-    step = 1 + len(powers) // 9
-    decades = [10.0**power for power in powers][1:-1:step]  # not the edges: those are where the axis breaks
+    ax.set_ylim(*drawn.heights())
+    decades = drawn.decades()
     ax.xaxis.set_major_locator(FixedLocator([drawn.place(0), *decades, drawn.place(math.inf)]))
     ax.xaxis.set_major_formatter(FixedFormatter(["nothing\nlost", *map(seconds, decades), "everything\nlost"]))
     ax.xaxis.set_minor_locator(NullLocator())
-    heights = _round_numbers(*ax.get_ylim())
+    heights = drawn.rates()
     ax.yaxis.set_major_locator(FixedLocator(heights))
     ax.yaxis.set_major_formatter(FixedFormatter([count(height) for height in heights]))
     ax.yaxis.set_minor_locator(NullLocator())
@@ -179,7 +208,7 @@ def draw(ax: "Axes", drawn: Tradeoff, look: Theme) -> None:
         ax.axvspan(*band, color=look.faint, alpha=0.55, linewidth=0, zorder=0)
         _break_the_axis(ax, edge, look)
     taken = _draw_points(ax, drawn, look)
-    label_without_overlap(ax, look, [(drawn.place(p.loss), p.rate, _label(p)) for p in drawn.points], taken)
+    label_without_overlap(ax, look, [(drawn.place(p.loss), p.rate, p.label()) for p in drawn.points], taken)
     callers = f"{drawn.callers} caller{'s' if drawn.callers != 1 else ''}"
     say(
         ax,
@@ -217,31 +246,6 @@ def _draw_points(ax: "Axes", drawn: Tradeoff, look: Theme) -> list[tuple[float, 
         taken.append((corners[0][0] - 7, corners[0][1] - 7, corners[1][0] + 7, corners[1][1] + 7))
         taken.append((corners[2][0] - 7, corners[2][1] - 4, corners[3][0] + 7, corners[3][1] + 4))
     return taken
-
-
-def _label(point: Point) -> str:
-    """The mode, its rate, and what it may lose, in lines short enough to stand beside each other."""
-    head = f"{plain(point.mode, 24)} · {count(point.rate)}/s"
-    if point.promised in ("", "nan", "None"):
-        return head
-    return "\n".join(
-        [head, *textwrap.wrap(f"may lose: {plain(point.promised, 90)}", 27, max_lines=2, placeholder=" …")]
-    )
-
-
-def _heights(drawn: Tradeoff) -> tuple[float, float]:
-    """The span of the rates with room for labels; a decade at least, or small differences would look large."""
-    rates = [at for p in drawn.points for at in (p.rate_low, p.rate_high)] or [100.0, 1000.0]
-    low, high = min(rates) / 1.9, max(rates) * 1.9
-    middle = math.sqrt(low * high)
-    return min(low, middle / 3.2), max(high, middle * 3.2)
-
-
-def _round_numbers(low: float, high: float) -> list[float]:
-    """1, 2, 5, 10 … between two numbers; only 1, 10, 100 where those are enough."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1,) if math.log10(high / low) > 3 else (1, 2, 5)
-    return [at for power in powers for step in steps if low <= (at := step * 10.0**power) <= high]
 
 
 def _break_the_axis(ax: "Axes", edge: float, look: Theme) -> None:
