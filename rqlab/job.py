@@ -1,5 +1,6 @@
 """The nouns: a job, its states, and one finished delivery of it. Knows no rule, no clock and no store."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -23,6 +24,10 @@ MAX_LOGS = 1_000  # lines; the oldest leave
 MAX_LOG_LINE_BYTES = 1024
 MAX_LOGS_BYTES = 64 * 1024  # in all
 MIN_PRIORITY, MAX_PRIORITY = -32_768, 32_767
+
+#: Writes a job or counts as HTML for a notebook. The front door hangs `rqlab.html.of` here: a noun knows no such thing,
+#: and where nobody hung one, notebooks show the plain repr.
+html_writer: Callable[[object], str] | None = None
 
 NULL = msgspec.Raw(b"null")
 
@@ -145,6 +150,9 @@ class Job(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fals
         """What its handler returned, decoded afresh at each access; None until it is completed."""
         return msgspec.json.decode(self.encoded_result)
 
+    def _repr_html_(self) -> str | None:
+        return None if html_writer is None else html_writer(self)
+
     @property
     def is_finished(self) -> bool:
         """Whether it is completed, in the dead-letter queue, or cancelled."""
@@ -190,6 +198,9 @@ class Counts(msgspec.Struct, frozen=True):
     @property
     def total(self) -> int:
         return self.unfinished + self.completed + self.dlq + self.cancelled
+
+    def _repr_html_(self) -> str | None:
+        return None if html_writer is None else html_writer(self)
 
 
 def milliseconds(seconds: float) -> int:

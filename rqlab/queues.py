@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import msgspec
 
 from rqlab import arguments, clock, durability, executors, schedule
+from rqlab import job as nouns
 from rqlab.arguments import shown
 from rqlab.clock import Bell
 from rqlab.durability import Keeper, Opening
@@ -90,6 +91,13 @@ def _flush_at_exit() -> None:
 
 
 atexit.register(_flush_at_exit)
+def _as_html(noun: object) -> str:
+    from rqlab import html  # when a notebook first shows one
+
+    return html.of(noun)
+
+
+nouns.html_writer = _as_html
 
 
 class _Settings(msgspec.Struct, frozen=True):
@@ -626,6 +634,18 @@ class Queues:
     def __repr__(self) -> str:
         where = "in memory" if self.path is None else repr(str(self.path))
         return f"<rqlab.Queues {where} {self.durability}{' read_only' if self.read_only else ''}>"
+
+    def _repr_html_(self) -> str | None:
+        """Queues and their jobs by state, for notebooks; the plain repr where they cannot be read, as after a close."""
+        from rqlab import html
+
+        try:
+            numbers = {queue: self.counts(queue) for queue in self.queues()}
+            paused = self.paused()
+        except RQLabError:
+            return None
+        where = "in memory" if self.path is None else str(self.path)
+        return html.queues(where, self.durability + (", read only" if self.read_only else ""), numbers, paused)
 
     # Below: checks, and the making of parts.
 

@@ -1,0 +1,212 @@
+"""The same marks as SVG text: what a live panel shows, many times a second and without matplotlib.
+
+Colours of the paper are Jupyter's variables with a fallback, so that one text reads in light and dark.
+"""
+
+import math
+from html import escape
+
+from rqlab.charts.histories import moment
+from rqlab.charts.looks import LEASE, WAIT, Look, plain, seconds
+from rqlab.charts.timelines import Bar, Timeline
+
+INK = "var(--jp-ui-font-color1, currentColor)"
+QUIET = "var(--jp-ui-font-color2, #767676)"
+FAINT = "var(--jp-border-color2, #8884)"
+FONT = "font-family:var(--jp-ui-font-family, system-ui, sans-serif)"
+
+LEFT, RIGHT, TOP = 92, 24, 32  # pixels beside and above the lanes
+LETTER = 6.1  # pixels a letter of 11 px takes, at most on average: texts are kept apart by this
+
+#: Patterns of the second cue, drawn over a fill; the names are matplotlib's hatches.
+PATTERNS = {
+    "///": '<path d="M0 6L6 0" stroke="{ink}"/>',
+    "\\\\\\": '<path d="M0 0L6 6" stroke="{ink}"/>',
+    "|||": '<path d="M3 0V6" stroke="{ink}"/>',
+    "---": '<path d="M0 3H6" stroke="{ink}"/>',
+    "xxx": '<path d="M0 0L6 6M0 6L6 0" stroke="{ink}"/>',
+    "...": '<circle cx="3" cy="3" r="1" fill="{ink}"/>',
+}
+
+
+def text(value: object, limit: int = 60) -> str:
+    """Text for HTML or SVG: one line, cut, without control characters, escaped for content and attributes."""
+    return escape(plain(value, limit), quote=True)
+
+
+def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
+    """The marks of a timeline as an SVG element, `width` pixels wide; it scales with its container.
+
+    `name` keeps its patterns apart from those of other pictures on the page.
+    """
+    name = "".join(letter for letter in name if letter.isalnum() or letter in "-_") or "rq"
+    pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
+    lanes = max(1, drawn.rows) * pitch
+    height = TOP + lanes + 22 + 18 * _legend_rows(drawn, width)
+    scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
+    zero = LEFT - drawn.start * scale
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'style="max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}" fill="currentColor">'
+        f"<title>Timeline by {drawn.by}</title><desc>{text(drawn.said(), 2000)}</desc>",
+        _patterns(drawn.legend, name),
+        _axis(drawn, zero, scale, pitch, lanes),
+    ]
+    skip = -(-12 // pitch)
+    last = -skip
+    for lane in drawn.lanes:
+        middle = lane.row + (lane.rows - 1) / 2
+        if middle - last >= skip:
+            y = TOP + (middle + 0.5) * pitch + 4
+            parts.append(
+                f'<text x="{LEFT - 8}" y="{y:.1f}" text-anchor="end">{text(lane.name, 14)}'
+                f"<title>{text(lane.full_name, 80)}</title></text>"
+            )
+            last = middle  # type: ignore[assignment]
+    parts += [_bar(bar, zero, scale, pitch, name, drawn.by) for bar in drawn.bars]
+    if drawn.ticks:
+        beats = "".join(f"M{zero + at * scale:.1f} {TOP + (row + 0.72) * pitch:.1f}v4" for row, at in drawn.ticks)
+        parts.append(f'<path d="{beats}" stroke="currentColor" fill="none"><title>heartbeats</title></path>')
+    parts += _marks(drawn, zero, scale, pitch, lanes, width)
+    parts.append(_legend(drawn, TOP + lanes + 34, width, name))
+    parts.append("</svg>")
+    return "".join(parts)
+
+
+def _patterns(legend: tuple[Look, ...], name: str) -> str:
+    """One pattern a hatched look, filled with its colour; a wait has its hatch in its colour and no fill."""
+    made = []
+    for look in legend:
+        if look.hatch:
+            bare = look is WAIT
+            fill = "" if bare else f'<rect width="6" height="6" fill="{look.colour}"/>'
+            lines = PATTERNS[look.hatch].format(ink=look.colour if bare else look.ink)
+            made.append(
+                f'<pattern id="{name}-{_key(look)}" width="6" height="6" patternUnits="userSpaceOnUse">'
+                f"{fill}{lines}</pattern>"
+            )
+    return f"<defs>{''.join(made)}</defs>" if made else ""
+
+
+def _key(look: Look) -> str:
+    return look.word.replace(" ", "-")
+
+
+def _fill(look: Look, name: str) -> str:
+    return f"url(#{name}-{_key(look)})" if look.hatch else look.colour
+
+
+def _axis(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int) -> str:
+    """Lines at round seconds, and what they are."""
+    grid, words = [], []
+    for at in round_instants(drawn.start, drawn.end):
+        x = zero + at * scale
+        grid.append(f"M{x:.1f} {TOP}v{lanes}")
+        words.append(f'<text x="{x:.1f}" y="{TOP + lanes + 14}" text-anchor="middle">{moment(at)}</text>')
+    if drawn.by == "worker":
+        grid += [
+            f"M{LEFT} {TOP + lane.row * pitch}h{(drawn.end - drawn.start) * scale:.1f}" for lane in drawn.lanes[1:]
+        ]
+    return f'<path d="{"".join(grid)}" stroke="{FAINT}" fill="none"/><g fill="{QUIET}">{"".join(words)}</g>'
+
+
+def round_instants(start: float, end: float, most: int = 8) -> list[float]:
+    """At most nine round numbers from the start to the end."""
+    span = end - start
+    step = 10.0 ** math.ceil(math.log10(span / most))
+    step = next((step * part for part in (0.2, 0.5) if span / (step * part) <= most), step)
+    first = math.ceil(start / step - 1e-9)
+    return [round(step * n, 9) for n in range(first, math.floor(end / step + 1e-9) + 1)]
+
+
+def _bar(bar: Bar, zero: float, scale: float, pitch: int, name: str, by: str) -> str:
+    x, width = zero + bar.start * scale, max((bar.end - bar.start) * scale - (bar.part == "run"), 1.5)
+    y = TOP + bar.row * pitch
+    look = bar.look
+    share = {"run": 0.74, "wait": 0.5, "lease": 0.5, "in line": 0.12}[bar.part]
+    high = pitch * share
+    top = y + (pitch - high) / 2
+    fill = f'fill="{_fill(look, name)}"'
+    if bar.part == "lease":
+        fill = f'fill="none" stroke="{look.colour}" stroke-dasharray="4 2" pointer-events="all"'
+    drawn = (
+        f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{high:.1f}" {fill}>'
+        f"<title>{text(bar.said(), 200)}</title></rect>"
+    )
+    if bar.part != "run" or width < 13 or pitch < 14 or (by == "job" and bar.outcome == "completed"):
+        return drawn
+    words = f"{look.glyph} {bar.name}"
+    words = words if by == "worker" and width >= len(words) * LETTER + 6 else look.glyph
+    middle = x + width / 2
+    wide = min(max(len(words) * LETTER + 2, 13), width)
+    cover = (
+        f'<rect x="{middle - wide / 2:.1f}" y="{top + 2:.1f}" width="{wide:.1f}" height="{high - 4:.1f}" '
+        f'fill="{look.colour}"/>'
+        if look.hatch
+        else ""
+    )
+    return (
+        f'{drawn}<g pointer-events="none">{cover}<text x="{middle:.1f}" y="{top + high / 2 + 4:.1f}" '
+        f'text-anchor="middle" fill="{look.ink}">{text(words)}</text></g>'
+    )
+
+
+def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int, width: int) -> list[str]:
+    """Lines of faults with words above as far as there is room, and the final glyphs."""
+    parts = []
+    until = [0.0, 0.0]  # where the words of each row above end
+    for mark in drawn.marks:
+        x = zero + mark.at * scale
+        colour = "currentColor" if mark.look.colour == "#000000" else mark.look.colour
+        if not mark.fault:
+            y = TOP + ((mark.row or 0) + 0.5) * pitch + 4
+            parts.append(
+                f'<text x="{x + 2:.1f}" y="{y:.1f}" fill="{colour if mark.look.word != "lost" else "currentColor"}" '
+                f'font-weight="bold">{mark.look.glyph}<title>{text(mark.look.word)}</title></text>'
+            )
+            continue
+        top, high = (TOP, lanes) if mark.row is None else (TOP + mark.row * pitch, pitch)
+        said = text(f"{mark.label}, at {seconds(round(mark.at, 3))}", 120)
+        parts.append(
+            f'<path d="M{x:.1f} {top}v{high}" stroke="{colour}" stroke-width="2" stroke-dasharray="4 2">'
+            f"<title>{said}</title></path>"
+        )
+        for words in (mark.label, mark.look.glyph):
+            wide = len(words) * LETTER + 6
+            row = next((row for row in (0, 1) if until[row] <= x - 3 and x - 3 + wide <= width), None)
+            if row is not None:
+                until[row] = x + wide
+                parts.append(f'<text x="{x - 3:.1f}" y="{TOP - 5 - 13 * row}" fill="{colour}">{text(words)}</text>')
+                break
+    return parts
+
+
+def _legend_places(drawn: Timeline, width: int) -> list[tuple[float, int]]:
+    places, x, row = [], 0.0, 0
+    for look in drawn.legend:
+        wide = 24 + len(look.label) * LETTER + 12
+        if x + wide > width and x:
+            x, row = 0.0, row + 1
+        places.append((x, row))
+        x += wide
+    return places
+
+
+def _legend_rows(drawn: Timeline, width: int) -> int:
+    return max((row for _, row in _legend_places(drawn, width)), default=-1) + 1
+
+
+def _legend(drawn: Timeline, y: int, width: int, name: str) -> str:
+    parts = []
+    for look, (x, row) in zip(drawn.legend, _legend_places(drawn, width), strict=True):
+        low = y + 18 * row
+        fill = (
+            f'fill="none" stroke="{LEASE.colour}" stroke-dasharray="4 2"'
+            if look is LEASE
+            else f'fill="{_fill(look, name)}"'
+        )
+        parts.append(
+            f'<rect x="{x + 1:.0f}" y="{low - 9}" width="18" height="11" {fill}/>'
+            f'<text x="{x + 24:.0f}" y="{low}">{text(look.label)}</text>'
+        )
+    return "".join(parts)
