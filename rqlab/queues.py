@@ -91,6 +91,8 @@ def _flush_at_exit() -> None:
 
 
 atexit.register(_flush_at_exit)
+
+
 def _as_html(noun: object) -> str:
     from rqlab import html  # when a notebook first shows one
 

@@ -125,6 +125,7 @@ class Worker:
     def in_flight(self) -> int:
         """How many runs have not ended, or not been reported though they could be."""
         return len(self.runs) - len(self._put_off)
+
     @property
     def idle_until(self) -> int:
         """Until when a step finds nothing, unless a run ends or something is stored: a simulation need not poll."""
