@@ -40,7 +40,9 @@ from rqlab.errors import DuplicateKey, StoreBusy, StoreError, StoreFull, StoreLo
 from rqlab.storage import Transaction
 from rqlab.storage import disk as disk_module
 from rqlab.storage.buffered import BufferedStore
-from rqlab.storage.disk import DATA_APART_BYTES, DiskStore, ReadOnlyStore
+from rqlab.storage.disk import DiskStore
+from rqlab.storage.entries import DATA_APART_BYTES
+from rqlab.storage.view import ReadOnlyStore
 
 NEVER = 86_400.0  # seconds; a flush_interval or snapshot_interval that no test lives to see
 INTERVAL_MS = 10
