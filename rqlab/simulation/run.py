@@ -10,6 +10,7 @@ import logging
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rqlab import arguments, executors
@@ -78,46 +79,24 @@ def simulate(
 
     Durations are in seconds. Raises ValidationError for a wrong argument.
     """
-    chosen_seed = secrets.randbelow(SEEDS) if seed is None else arguments.whole(seed, "seed", 0, 2**63)
-    settings = Settings(
-        seed=chosen_seed,
-        jobs=jobs if not isinstance(jobs, int) else arguments.whole(jobs, "jobs", 0, 10_000_000),
-        workers=arguments.whole(workers, "workers", 1, 1_000),
-        concurrency=arguments.whole(concurrency, "concurrency", 1, 1_000),
-        durability=_one_of(durability, "durability", MODES),
-        store=_one_of(store, "store", ("disk", "memory")),
-        handler=None if handler is None else executors.checked(handler),
-        failure_rate=arguments.fraction(failure_rate, "failure_rate"),
-        duration=arguments.seconds(duration, "duration", above=0),
-        stall_timeout=arguments.seconds(stall_timeout, "stall_timeout", at_least=0.1),
-        tick_interval=arguments.seconds(tick_interval, "tick_interval", above=0),
-        opening=Opening(
-            path="",
-            busy_timeout=0.0,  # one steps at a time: who finds a lock held would wait for ever
-            flush_interval=arguments.seconds(flush_interval, "flush_interval", above=0),
-            max_batch=arguments.whole(max_batch, "max_batch", 1, 1_000_000),
-            snapshot_interval=arguments.seconds(snapshot_interval, "snapshot_interval", above=0),
-            max_dirty=arguments.whole(max_dirty, "max_dirty", 1, 10_000_000),
-        ),
-        until=None if until is None else arguments.seconds(until, "until", above=0),
-        checks=_checks(checks),
-    )
+    given = {name: value for name, value in locals().items() if name in _DEFAULTS}
+    given["seed"] = secrets.randbelow(SEEDS) if seed is None else arguments.whole(seed, "seed", 0, 2**63)
+    settings = settings_of(given)
     if settings.store == "memory" and settings.durability not in ("durable", "memory"):
         raise ValidationError(
             f'store: expected "disk" for durability={settings.durability!r}; what it may lose is a matter of the disk'
         )
-    has_disk = settings.store == "disk" and settings.durability != "memory"
-    span = _span(settings)
+    has_disk = _has_disk(settings)
+    span = span_of(settings)
     if cuts is not None:
         _one_of(cuts, "cuts", ("every-operation",))
         if not has_disk:
             raise ValidationError(
                 'cuts: expected store="disk" and a mode with a file; there are no operations in memory'
             )
-        crashes, faults = 0, ()
-    plan = _plan(settings, span, crashes, faults, has_disk)
-    given = {name: value for name, value in locals().items() if name in _DEFAULTS}
-    return _simulate(settings, plan, span, has_disk, cuts is not None, _call(given | {"seed": chosen_seed}), given)
+        given["crashes"], given["faults"] = 0, ()
+    plan = _plan(settings, span, given["crashes"], given["faults"], has_disk)
+    return _simulate(settings, plan, span, cuts is not None, _call(given), given)
 
 
 def replay(result: SimulationResult) -> SimulationResult:
@@ -132,33 +111,45 @@ def replay(result: SimulationResult) -> SimulationResult:
     return simulate(0, seed=result.seed, faults=plan, **given)
 
 
+def settings_of(given: Mapping[str, Any]) -> Settings:
+    """The arguments of `simulate`, all of them, checked. ValidationError for a wrong one."""
+    jobs = given["jobs"]
+    return Settings(
+        seed=given["seed"],
+        jobs=jobs if not isinstance(jobs, int) else arguments.whole(jobs, "jobs", 0, 10_000_000),
+        workers=arguments.whole(given["workers"], "workers", 1, 1_000),
+        concurrency=arguments.whole(given["concurrency"], "concurrency", 1, 1_000),
+        durability=_one_of(given["durability"], "durability", MODES),
+        store=_one_of(given["store"], "store", ("disk", "memory")),
+        handler=None if given["handler"] is None else executors.checked(given["handler"]),
+        failure_rate=arguments.fraction(given["failure_rate"], "failure_rate"),
+        duration=arguments.seconds(given["duration"], "duration", above=0),
+        stall_timeout=arguments.seconds(given["stall_timeout"], "stall_timeout", at_least=0.1),
+        tick_interval=arguments.seconds(given["tick_interval"], "tick_interval", above=0),
+        opening=Opening(
+            path="",
+            busy_timeout=0.0,  # one steps at a time: who finds a lock held would wait for ever
+            flush_interval=arguments.seconds(given["flush_interval"], "flush_interval", above=0),
+            max_batch=arguments.whole(given["max_batch"], "max_batch", 1, 1_000_000),
+            snapshot_interval=arguments.seconds(given["snapshot_interval"], "snapshot_interval", above=0),
+            max_dirty=arguments.whole(given["max_dirty"], "max_dirty", 1, 10_000_000),
+        ),
+        until=None if given["until"] is None else arguments.seconds(given["until"], "until", above=0),
+        checks=_checks(given["checks"]),
+    )
+
+
 def _simulate(
-    settings: Settings, plan: Plan, span: float, has_disk: bool, every_cut: bool, line: str, given: Mapping[str, Any]
+    settings: Settings, plan: Plan, span: float, every_cut: bool, line: str, given: Mapping[str, Any]
 ) -> SimulationResult:
-    with contextlib.ExitStack() as block:
-        block.enter_context(_quiet())
-        block.enter_context(_without_garbage_collection())
-        machine: Machine
-        disk: Disk | None = None
-        scratch = None
-        if has_disk:
-            scratch = block.enter_context(recovery.scratch_directory())
-            chance = Chance(settings.seed)
-            frames = chance.choice(CHECKPOINT_FRAMES, "checkpoint", "frames")
-            machine = disk = Disk(scratch, settings.durability, settings.opening, settings.seed, frames)
-            block.callback(disk.close)
-        else:
-            machine = Memory(is_kept=settings.durability != "memory")
-        stage = Stage(settings, plan, machine, span)
-        block.callback(_let_go, stage)
+    cut_rows = None
+    with staged(settings, plan, span) as (stage, machine, scratch):
         stage.run()
-        cut_rows = None
         if every_cut:
-            assert disk is not None, "it was checked"
-            assert scratch is not None, "a disk has one"
+            assert isinstance(machine, Disk), "it was checked"
             from rqlab.simulation.cuts import every_operation
 
-            cut_rows = every_operation(stage, disk, scratch)
+            cut_rows = every_operation(stage, machine, scratch)
     happenings = stage.history.happenings()
     kept = {name: value for name, value in given.items() if name not in ("crashes", "faults", "seed", "checks")}
     if settings.handler is not None:
@@ -185,6 +176,35 @@ def _simulate(
     if cut_rows is not None:
         result.cuts = cut_rows
     return result
+
+
+@contextlib.contextmanager
+def staged(
+    settings: Settings, plan: Plan, span: float, disk_type: type[Disk] = Disk, stage_type: type[Stage] = Stage
+) -> Iterator[tuple[Stage, Machine, Path]]:
+    """A world before its first step, its machine, and a directory for as long as the block runs.
+
+    Who wants to see more of it than a history tells brings a Disk or a Stage that looks on.
+    """
+    with contextlib.ExitStack() as block:
+        block.enter_context(_quiet())
+        block.enter_context(_without_garbage_collection())
+        scratch = block.enter_context(recovery.scratch_directory())
+        machine: Machine
+        if _has_disk(settings):
+            frames = Chance(settings.seed).choice(CHECKPOINT_FRAMES, "checkpoint", "frames")
+            disk = disk_type(scratch, settings.durability, settings.opening, settings.seed, frames)
+            block.callback(disk.close)
+            machine = disk
+        else:
+            machine = Memory(is_kept=settings.durability != "memory")
+        stage = stage_type(settings, plan, machine, span)
+        block.callback(_let_go, stage)
+        yield stage, machine, scratch
+
+
+def _has_disk(settings: Settings) -> bool:
+    return settings.store == "disk" and settings.durability != "memory"
 
 
 def _let_go(stage: Stage) -> None:
@@ -221,7 +241,7 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _span(settings: Settings) -> float:
+def span_of(settings: Settings) -> float:
     """Within which faults strike: while there is work."""
     if settings.until is not None:
         return settings.until
