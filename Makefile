@@ -12,8 +12,9 @@ demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 test: check  ## everything that CI runs
 	$(BIN)/pytest -n 2 --dist worksteal
 
-torture: $(VENV)/.tests  ## the power cut 120 000 times and more; interrupts at every instruction; a million finished jobs
-	RQLAB_CUT_SEEDS=20 $(BIN)/pytest -n 2 --dist worksteal --timeout 600 tests/test_power_durable.py tests/test_power_later.py
+torture: $(VENV)/.tests  ## the power cut 120 000 times and more; each operation refused; interrupts at every instruction; a million finished jobs
+	RQLAB_CUT_SEEDS=20 RQLAB_FAULT_STRIDE=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 \
+		tests/test_power_durable.py tests/test_power_later.py tests/test_disk_faults.py
 	RQLAB_INTERRUPT_STRIDE=1 RQLAB_FINISHED=1000000 RQLAB_EXAMPLES=500 RQLAB_HISTORIES=100 RQLAB_KILLS=100 \
 		$(BIN)/pytest -n 2 --dist worksteal --timeout 900 tests/test_buffered.py tests/test_hybrid.py tests/test_modes.py
 

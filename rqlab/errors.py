@@ -80,7 +80,11 @@ class DuplicateKey(RQLabError):
 
 
 class StoreError(RQLabError):
-    """The directory could not do what was asked. Nothing was changed."""
+    """The directory could not do what was asked. Nothing was changed.
+
+    One exception: if a commit's fsync failed and all processes are then killed before they write again, the next one
+    may find the whole of that change stored, never a part of it.
+    """
 
 
 class StoreBusy(StoreError):

@@ -147,17 +147,32 @@ class Image(NamedTuple):
 class _Inode:
     """A file apart from its name: what is safe of it, and what was asked for since."""
 
-    __slots__ = ("safe", "unsynced")
+    __slots__ = ("remembered", "safe", "unsynced")
 
     def __init__(self, content: bytes = b"") -> None:
         self.safe = Content(content)
         self.unsynced: list[Operation] = []
+        self.remembered: Content | None = None  #: what a process reads, once that differs from what may become safe
+
+    def issue(self, operation: Operation) -> None:
+        self.unsynced.append(operation)
+        if self.remembered is not None:
+            _apply(self.remembered, operation)
+
+    def forget(self) -> None:
+        """A sync failed, and what it was to write will never be written. Whoever reads the file still finds it."""
+        if self.remembered is None:
+            self.remembered = self.safe.copy()
+            _keep_all(self.remembered, self.unsynced, random.Random(0))
+        self.unsynced = []
 
     def sync(self) -> None:
         _keep_all(self.safe, self.unsynced, random.Random(0))
         self.unsynced = []
 
     def after(self, kind: CrashKind, dice: random.Random) -> bytes:
+        if self.remembered is not None and kind.keeps_all_names:
+            return bytes(self.remembered)
         content = self.safe.copy()
         kind.survive(content, self.unsynced, dice)
         return bytes(content)
@@ -188,10 +203,15 @@ class _Directory:
 
 
 class Platter:
-    """The disk under a recorded log. Cuts asked for in rising order cost one walk through it."""
+    """The disk under a recorded log. Cuts asked for in rising order cost one walk through it.
 
-    def __init__(self, recording: Recording) -> None:
+    With `forgets`, as on Linux: what a sync that failed was to write is never written, and a later sync that succeeds
+    says nothing of it.
+    """
+
+    def __init__(self, recording: Recording, *, forgets: bool = False) -> None:
         self.recording = recording
+        self.forgets = forgets
         self._start()
 
     def __len__(self) -> int:
@@ -225,6 +245,8 @@ class Platter:
         for operation in self.recording.operations[self._at : at]:
             if not operation.refused:
                 self._issue(operation)
+            elif self.forgets and operation.kind is Kind.SYNC:
+                self._names[operation.name].forget()
         self._at = at
 
     def _issue(self, operation: Operation) -> None:
@@ -236,7 +258,7 @@ class Platter:
                 if operation.with_names:
                     self._sync_names(with_directory=True)
             case Kind.WRITE | Kind.TRUNCATE:
-                self._names[operation.name].unsynced.append(operation)
+                self._names[operation.name].issue(operation)
             case Kind.RENAME:
                 self._name(os.fsdecode(operation.payload), self._names[operation.name])
                 self._name(operation.name, None)

@@ -112,10 +112,10 @@ class BufferedStore(DiskStore):
         self.flush()
         super().backup(target)
 
-    def _alone(self, *statements: str) -> None:
+    def _alone(self, attempted: str, *statements: str) -> None:
         with self._lead:  # nobody opens the next transaction between the two
             self.flush()
-            super()._alone(*statements)
+            super()._alone(attempted, *statements)
 
     def _room(self) -> int:
         return min(MAX_BATCH, max(self.max_batch - self.unsafe_writes, 1))

@@ -403,6 +403,7 @@ class DiskStore(Reads):
             with looking():  # taken before write.lock, as views do
                 self._write_lock.acquire()
                 let_views_go()
+                _read_the_log_from_the_disk(self.path / f"{DATABASE}-wal")
                 with contextlib.suppress(FileExistsError):  # SQLite would make it readable for all
                     os.close(os.open(self.path / DATABASE, os.O_CREAT | os.O_EXCL, 0o600))
                 connection = sqlite3.connect(
@@ -454,20 +455,24 @@ class DiskStore(Reads):
 
     def vacuum(self) -> None:
         """Give the space of removed jobs back to the file system. Others wait meanwhile."""
-        self._alone("VACUUM", CHECKPOINT)  # what VACUUM has written is in the log until then
+        self._alone("vacuum", "VACUUM", CHECKPOINT)  # what VACUUM has written is in the log until then
 
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database file and empty it."""
-        self._alone(CHECKPOINT)
+        self._alone("checkpoint", CHECKPOINT)
 
-    def _alone(self, *statements: str) -> None:
+    def _alone(self, attempted: str, *statements: str) -> None:
         self._refuse_if_closed()
         with self._lead:
             self._refuse_if_closed()
             try:
                 self._write_lock.acquire()
-                for statement in statements:
-                    self._read(Raw.run, statement)
+                with self._lock:
+                    self._settle()
+                    for statement in statements:
+                        self._raw.run(statement)
+            except sqlite3.Error as error:
+                raise in_our_words(error, self.path, attempted) from error
             finally:
                 self._write_lock.release()
 
@@ -530,6 +535,27 @@ def _fsync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _read_the_log_from_the_disk(log: Path) -> None:
+    """Whoever recovers the log is to find in it what the disk has, not what the system remembers.
+
+    After an fsync that failed, Linux keeps what was to be written and calls it clean. The process that was told writes
+    it anew at its next commit. But if it is killed before, the next process would find that commit whole, go on behind
+    it, and a power cut would take all that it stored there: no later fsync writes what is clean. So the system is told
+    to forget. SQLite has no locks on the log, so opening it here drops none.
+    """
+    try:
+        fd = os.open(log, os.O_RDONLY)
+    except FileNotFoundError:  # no process was killed, and none is at work
+        return
+    try:
+        if os.fstat(fd).st_size:
+            os.fsync(fd)
+            if hasattr(os, "posix_fadvise"):  # macOS has none
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(fd)
 

@@ -18,6 +18,7 @@ from rqlab.errors import FormatTooNew, RQLabError, StoreBusy, StoreCorrupt, Stor
 from rqlab.job import NULL, Job
 from rqlab.storage import FORMAT
 from rqlab.storage.cache import KNOWN_SETTINGS, SETTINGS, checked
+from rqlab.storage.locks import DISK_FAILED
 from rqlab.storage.place import LAST, SHELVES, place
 from rqlab.storage.staging import Staged
 
@@ -35,6 +36,12 @@ DATABASE = "cache.db"  # diskcache's name for it
 FULL_BYTES = 64 * 1024  # with less room than this, an I/O error means a full disk
 MAX_COMPLAINTS = 10  # of a damaged file; more say no more
 KEPT = "what was written before is kept, and tried again"
+#: What to do about errors that SQLite names and says no more of, by primary code.
+REMEDIES = {
+    sqlite3.SQLITE_IOERR: DISK_FAILED,
+    sqlite3.SQLITE_CANTOPEN: "See that this user may read and write the directory, and that the disk has room",
+    sqlite3.SQLITE_READONLY: "Make the directory and the files in it writable for this user",
+}
 SQLITE_VERSION = sqlite3.sqlite_version
 RANGE = "SELECT mode, value FROM Cache WHERE tag >= ? AND tag < ? ORDER BY tag"
 _encode = msgspec.json.Encoder().encode
@@ -301,4 +308,4 @@ def in_our_words(
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return StoreCorrupt(f"{said}. The file is damaged: restore a backup; rqlab doctor tells more")
         case _:
-            return StoreError(said)
+            return StoreError(f"{said}. {REMEDIES[code]}" if code in REMEDIES else said)

@@ -27,6 +27,8 @@ NETWORK_FILE_SYSTEMS = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "fuse.sshfs", "fuse.s3fs", "9p"}
 )
 
+DISK_FAILED = "The disk, or the way to it, failed: look into the system's log (dmesg), then call again"
+
 _open_locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 
 
@@ -97,7 +99,8 @@ def file_error(attempted: str, error: OSError) -> StoreError:
     """The system's error in our words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{attempted}: the disk is full; nothing was changed. Free some space")
-    return StoreError(f"{attempted}: {error.strerror or error}")
+    said = f"{attempted}: {error.strerror or error}"
+    return StoreError(f"{said}. {DISK_FAILED}" if error.errno == errno.EIO else said)
 
 
 def try_flock(file: FileIO, kind: int) -> bool:
