@@ -47,12 +47,16 @@ def simulate(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the history there, as JSON lines.", show_default=False)
     ] = None,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="If a promise broke, look for the fewest faults that break it.")
+    ] = False,
 ) -> None:
     """Run the real engine in virtual time while things break, and check every promise.
 
     The same seed gives the same history. Exit code 1 if a promise was broken.
     """
     options: dict[str, Any] = {} if faults is None else {"faults": faults or ()}
+    loaded = None if handler is None else _loaded(handler)
     result = run(
         crashes,
         seed=seed,
@@ -63,26 +67,31 @@ def simulate(
         failure_rate=failure_rate,
         duration=duration,
         stall_timeout=stall_timeout,
-        handler=None if handler is None else _loaded(handler),
+        handler=loaded,
         cuts="every-operation" if every_cut else None,
         **options,
     )
     if output is not None:
         result.to_jsonl(output)
-    _show(result)
+    _show(result, shrink=shrink, handler=loaded)
 
 
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A history, as simulate --output wrote it.")],
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="If a promise broke, look for the fewest faults that break it.")
+    ] = False,
 ) -> None:
     """Run the plan of a history again, and say whether it went as it did then."""
     then = SimulationResult.from_jsonl(file)
     now = run_again(then)
     same = "the same history" if now.hash == then.hash else f"another history: {now.hash}, then {then.hash}"
-    _show(now, f"replayed {file}: {same}", is_broken=now.hash != then.hash)
+    _show(now, f"replayed {file}: {same}", is_broken=now.hash != then.hash, shrink=shrink)
 
 
-def _show(result: SimulationResult, said: str = "", *, is_broken: bool = False) -> None:
+def _show(
+    result: SimulationResult, said: str = "", *, is_broken: bool = False, shrink: bool = False, handler: Any = None
+) -> None:
     if said:
         print(said)
     print(result.summary())
@@ -90,6 +99,8 @@ def _show(result: SimulationResult, said: str = "", *, is_broken: bool = False) 
         print(f"power cuts: {len(result.cuts)}, one at every operation in each crash kind")
     if not result.ok:
         print(f"its plan:\nplan = {result.plan_as_python}")
+        if shrink:
+            print(f"\nshrunk: {result.shrink(handler=handler)}")
     if is_broken or not result.ok:
         raise typer.Exit(BROKEN)
 

@@ -3,6 +3,7 @@
 The first broken promise ends the world, as what follows from it proves nothing. It knows stores by reading them.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rqlab.durability import MODES
@@ -14,6 +15,7 @@ from rqlab.simulation.checks import Answer, Begun, Check, End, Moment, Recovery,
 from rqlab.simulation.history import History
 from rqlab.simulation.ledger import Commit, Effects, Found, Ledger, read
 from rqlab.simulation.machine import Machine
+from rqlab.simulation.platter import CRASH_KINDS
 from rqlab.simulation.settings import Settings
 from rqlab.simulation.world import EPOCH, World
 from rqlab.storage import Store
@@ -33,7 +35,8 @@ class Judge:
         self.settings = settings
         self.ledger = Ledger(COMMITS_KEPT)
         self.violations: list[Violation] = []
-        self.losses: list[tuple[str, int, int]] = []  #: (how, writes lost, jobs lost) of each crash
+        self.losses: list[tuple[str, int, int, list[str]]] = []  #: of each crash: how, writes and jobs lost, windows
+        self.asked: Counter[Moment] = Counter()  #: how often the checks of each moment were; `change` counts nothing
         self.ran: dict[tuple[str, int], bytes] = {}  #: by job and delivery: the data that the handler got
         self.crash = ""  #: how the machine, or a process, last went down, until what is left has been judged
         self._at_risk = 0  #: acknowledged writes that were not safe then
@@ -122,6 +125,7 @@ class Judge:
         self.world.is_over = True
 
     def _ask(self, moment: Moment, seen: object) -> None:
+        self.asked[moment] += 1
         for check in self._by_moment[moment]:
             says = check.broken(self.ledger, seen)
             if says is not None:
@@ -170,7 +174,8 @@ class Judge:
         allowed += self._last_transactions * max(mode.most_lost(opening), 1)
         self._at_risk = self._last_transactions = 0
         self._ask(Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held))
-        self.losses.append((how, len(taken_back or ()), lost_jobs))
+        windows = sorted(self.machine.windows) if how in CRASH_KINDS else []
+        self.losses.append((how, len(taken_back or ()), lost_jobs, windows))
         detail = {"after": how, "writes_lost": len(taken_back or ()), "jobs_lost": lost_jobs}
         self.history.note(self.world.now, "recovered", "", "machine", cause, detail)
         if not self.violations:

@@ -9,7 +9,7 @@ nothing, one that goes with its process.
 
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,7 @@ class Machine(Protocol):
     """Where the stores of a world are."""
 
     survives_kill: bool  #: another process, or the disk, still has what a killed one stored
+    windows: frozenset[str]  #: rows of WINDOWS that the newest power cut fell into
 
     @property
     def is_down(self) -> bool:
@@ -63,6 +64,7 @@ class Memory:
     """A store in memory. `is_kept`: it stands in for a disk, and survives whatever happens to processes."""
 
     is_down = False
+    windows: frozenset[str] = frozenset()  # there is no log
 
     def __init__(self, is_kept: bool) -> None:
         self.survives_kill = is_kept
@@ -103,12 +105,19 @@ class Disk:
         self._names = itertools.count()
         self._block = contextlib.ExitStack()
         self.cuts: list[tuple[Cut, frozenset[str]]] = []  #: power cuts, and the windows that each fell into
+        self.windows: frozenset[str] = frozenset()
         self.operations = 0  #: in the logs of the directories before this one
+        self._syncs = 0  #: the same
         self.recorder = self._begin(None)
 
     @property
     def is_down(self) -> bool:
         return self.recorder.is_stopped
+
+    @property
+    def syncs(self) -> int:
+        """How often the disk was told to keep what it has been given."""
+        return self._syncs + _syncs(self.recorder.operations)
 
     def open(self) -> Store:
         store = self._mode.open(self._opening._replace(path=self.recorder.directory / JOBS))
@@ -135,8 +144,10 @@ class Disk:
         kind, _, names = (fault.how or "lost").partition("/")
         recording = self.recorder.recording
         cut = Cut(len(recording.operations), kind, names or "journalled", seed)
-        self.cuts.append((cut, windows_at(recording.operations)[cut.at]))
+        self.windows = windows_at(recording.operations)[cut.at]
+        self.cuts.append((cut, self.windows))
         self.operations += len(recording.operations)
+        self._syncs += _syncs(recording.operations)
         image = Platter(recording).cut(cut)
         self._block.close()
         self._block = contextlib.ExitStack()
@@ -232,6 +243,10 @@ class WorldRecorder(Recorder):
                     refusal.times -= 1
                 return ERRORS[refusal.error][kind]
         return super()._refusal(kind)
+
+
+def _syncs(log: Sequence[Operation]) -> int:
+    return sum(operation.kind is Kind.SYNC for operation in log)
 
 
 def _is_log(operation: Operation, kind: Kind) -> bool:

@@ -5,7 +5,7 @@ imported when a table is asked for. Instants are seconds since the world began.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,6 +14,7 @@ import msgspec
 
 from rqlab.durability import MODES
 from rqlab.errors import RQLabError, ValidationError
+from rqlab.executors import Handler
 from rqlab.job import Outcome, State
 from rqlab.lifecycle import Event
 from rqlab.simulation.checks import Violation
@@ -46,6 +47,7 @@ class Loss(msgspec.Struct, frozen=True):
     how: str  #: "kill", "exit" (a clean one), or a row of CRASH_KINDS
     writes: int  #: acknowledged writes that are gone
     jobs: int  #: jobs that are gone
+    windows: list[str] = []  #: rows of WINDOWS that a power cut fell into
 
 
 class Header(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +62,10 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     violations: list[tuple[str, float, str]] = []
     losses: list[Loss] = []
     windows: list[str] = []  #: rows of WINDOWS that the power cuts fell into, one for each
+    cut_at: list[int] = []  #: of each power cut: how many operations the disk had done, since it began or the last cut
+    asked: dict[str, int] = {}  #: by row of CHECKS: how often it was asked
     operations: int = 0  #: of the disk
+    syncs: int = 0  #: of these
     steps: int = 0  #: of actors
     ended_at: float = 0.0  #: seconds
 
@@ -136,6 +141,16 @@ class SimulationResult:
                 "or a handler does not depend on its job alone"
             )
         return again
+
+    def shrink(self, *, budget: int = 200, handler: Handler | Mapping[str, Handler] | None = None) -> "Shrunk":
+        """The smallest simulation found that breaks the same promise: its few faults are the cause.
+
+        `budget` is how many simulations it may take (a dozen faults take some 50); the best so far is returned in any
+        case. One with a handler of your own needs it again. ValidationError if every promise held.
+        """
+        from rqlab.simulation.shrinking import shrink  # here: it runs worlds, which make results
+
+        return shrink(self, budget=budget, handler=handler)
 
     # Tables.
 
@@ -324,6 +339,37 @@ class SimulationResult:
             frame[column] = frame[column].astype("float64")
         frame.attrs.update(seed=self.seed, replay=self.replay_line)
         return frame
+
+
+class Shrunk(NamedTuple):
+    """The smallest simulation found that breaks the same promise."""
+
+    result: SimulationResult
+    check: str  #: the row of CHECKS that is broken in both
+    runs: int  #: simulations that it took
+    is_minimal: bool  #: nothing that was tried makes it smaller; False: the budget ended the search
+    faults_before: int  #: in the plan that it was made of
+
+    @property
+    def plan(self) -> tuple[Fault, ...]:
+        """The faults that are left."""
+        return self.result.plan
+
+    @property
+    def replay_line(self) -> str:
+        """The call that breaks the promise again."""
+        return self.result.replay_line
+
+    def __str__(self) -> str:
+        end = "" if self.is_minimal else ", when the budget was used up"
+        counted = f"{self.faults_before} faults to {len(self.plan)} in {self.runs} runs{end}"
+        return f"{self.check}: {counted}\n{self.result.summary()}"
+
+    def __repr__(self) -> str:
+        return f"<Shrunk {self.check}, {self.faults_before} faults to {len(self.plan)}: {self.replay_line}>"
+
+    def _repr_html_(self) -> str:
+        return self.result._repr_html_() if hasattr(self.result, "_repr_html_") else f"<pre>{self}</pre>"
 
 
 class _Life:

@@ -19,7 +19,7 @@ from rqlab.errors import ValidationError
 from rqlab.executors import Handler
 from rqlab.simulation import recovery
 from rqlab.simulation.chance import Chance
-from rqlab.simulation.checks import CHECKS, Check
+from rqlab.simulation.checks import CHECKS, Check, Moment
 from rqlab.simulation.faults import FAULTS, Fault, Plan, Span, checked_plan, draw_crashes, draw_swarm, in_order
 from rqlab.simulation.history import hash_of
 from rqlab.simulation.machine import Disk, Machine, Memory
@@ -79,7 +79,7 @@ def simulate(
 
     Durations are in seconds. Raises ValidationError for a wrong argument.
     """
-    given = {name: value for name, value in locals().items() if name in _DEFAULTS}
+    given = {name: value for name, value in locals().items() if name in DEFAULTS}
     given["seed"] = secrets.randbelow(SEEDS) if seed is None else arguments.whole(seed, "seed", 0, 2**63)
     settings = settings_of(given)
     if settings.store == "memory" and settings.durability not in ("durable", "memory"):
@@ -151,24 +151,20 @@ def _simulate(
 
             cut_rows = every_operation(stage, machine, scratch)
     happenings = stage.history.happenings()
-    kept = {name: value for name, value in given.items() if name not in ("crashes", "faults", "seed", "checks")}
-    if settings.handler is not None:
-        kept["handler"] = getattr(settings.handler, "__qualname__", repr(settings.handler))
-    else:
-        kept.pop("handler", None)
-    kept.pop("cuts", None)
+    on_disk = machine if isinstance(machine, Disk) else None
     header = Header(
         seed=settings.seed,
-        arguments=kept,
+        arguments=_kept(given),
         plan=list(plan),
         replay=line,
         hash=hash_of(happenings, stage.judge.ledger.jobs.values()),
         violations=[(each.check, each.at, each.says) for each in stage.judge.violations],
         losses=[Loss(*loss) for loss in stage.judge.losses],
-        windows=[window for _, windows in machine.cuts for window in sorted(windows)]
-        if isinstance(machine, Disk)
-        else [],
-        operations=machine.operations + len(machine.recorder) if isinstance(machine, Disk) else 0,
+        windows=[window for _, windows in on_disk.cuts for window in sorted(windows)] if on_disk else [],
+        cut_at=[cut.at for cut, _ in on_disk.cuts] if on_disk else [],
+        asked=_asked(settings, stage),
+        operations=on_disk.operations + len(on_disk.recorder) if on_disk else 0,
+        syncs=on_disk.syncs if on_disk else 0,
         steps=stage.world.steps,
         ended_at=stage.world.now / 1000,
     )
@@ -205,6 +201,21 @@ def staged(
 
 def _has_disk(settings: Settings) -> bool:
     return settings.store == "disk" and settings.durability != "memory"
+
+
+def _kept(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that stand in a history's header beside its seed and its plan."""
+    kept = {name: value for name, value in given.items() if name not in ("crashes", "faults", "seed")}
+    handler = kept.pop("handler")
+    if handler is not None:
+        kept["handler"] = getattr(handler, "__qualname__", repr(handler))
+    return {name: value for name, value in kept.items() if value is not None or name == "until"}
+
+
+def _asked(settings: Settings, stage: Stage) -> dict[str, int]:
+    """By check: how often it was asked."""
+    by_moment = {**stage.judge.asked, Moment.CHANGE: stage.engine_events}
+    return {check.id: by_moment.get(check.moment, 0) for check in settings.checks}
 
 
 def _let_go(stage: Stage) -> None:
@@ -304,11 +315,18 @@ def _call(given: Mapping[str, Any]) -> str:
     for name, value in given.items():
         if name == "handler" and value is not None:
             said.append(f"handler={getattr(value, '__name__', value)}")
-        elif name == "seed" or value != _DEFAULTS[name]:
-            said.append(repr(value) if name == "crashes" else f"{name}={value!r}")
+        elif name == "seed" or value != DEFAULTS[name]:
+            said.append(_written(value) if name == "crashes" else f"{name}={_written(value)}")
     return f"rqlab.simulate({', '.join(said)})"
 
 
-_DEFAULTS: dict[str, Any] = {
+def _written(value: object) -> str:
+    if isinstance(value, Sequence) and any(isinstance(each, Fault) for each in value):
+        return f"[{', '.join(f'rqlab.{each!r}' if isinstance(each, Fault) else repr(each) for each in value)}]"
+    return repr(value)
+
+
+#: What `simulate` takes, and what it takes if it is not told.
+DEFAULTS: dict[str, Any] = {
     name: parameter.default for name, parameter in inspect.signature(simulate).parameters.items()
 }
