@@ -45,6 +45,7 @@ class Breakage:
         self.processes = processes
         self.workers = workers
         self.struck: dict[str, int] = {}  #: by worker: the event of the fault that last struck it
+        self.ended_by: dict[str, int] = {}  #: by process: the event of the fault that last ended it
         self.write_ms = 0  #: what each write takes
         self.furthest_ahead = 0  #: milliseconds by which a wall was ever wrong
         self.repeat_pushes = 0
@@ -191,7 +192,7 @@ class Breakage:
 
     def _killed(self, process: Process, fault: Fault) -> None:
         number = self._note_fault(fault, fault.target or process.name)
-        self._blame(process, number)
+        self._blame(process, number, ends=True)
         self.judge.went_down("kill")
         witness = next((each for each in self.processes if each.is_alive), None)
         if witness is not None:
@@ -204,7 +205,7 @@ class Breakage:
                 self._die(process)
         number = self._note_fault(fault, "machine")
         for process in self.processes:
-            self._blame(process, number)
+            self._blame(process, number, ends=True)
         for lock in self._locks:
             lock.close()
         self._locks = []
@@ -217,7 +218,7 @@ class Breakage:
         leaving = [process for process in self.processes if process.is_alive]
         for process in leaving:
             process.is_leaving = True
-            self._blame(process, number)
+            self._blame(process, number, ends=True)
             for actor in process.actors:
                 if isinstance(actor, WorkerActor) and not actor.is_down:
                     actor.worker.release()
@@ -419,8 +420,10 @@ class Breakage:
         self.struck[target] = number
         return number
 
-    def _blame(self, process: Process, number: int) -> None:
+    def _blame(self, process: Process, number: int, ends: bool = False) -> None:
         self.struck[process.name] = number
+        if ends:
+            self.ended_by[process.name] = number
         for actor in process.actors:
             self.struck[actor.name] = number
 

@@ -44,6 +44,7 @@ KINDS = {
     "heal": "a lasting fault ended",
     "recovered": "the queues were opened after a crash, and read",
     "lost": "a job that was there before a crash is not there after it",
+    "undone": "what had become of a job before a crash is not stored: it is again what it was",
     "calm": "from here on nothing breaks: everything has to come to rest",
     "violation": "a promise was broken",
 }

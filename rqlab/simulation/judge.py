@@ -225,8 +225,17 @@ class Judge:
                     lost += 1
                 elif left(event, job) is None:
                     ledger.removed -= 1
+        self._note_undone(taken_back, cause)
         ledger.count_again()
         return lost
+
+    def _note_undone(self, taken_back: Sequence[Commit], cause: int) -> None:
+        """Jobs that are there, and not as they were acknowledged to be: a history without them would go on as if."""
+        changed = dict.fromkeys(job.id for commit in taken_back for _, job, _ in commit.changes)
+        for job_id in changed:
+            job = self.ledger.jobs.get(job_id)
+            if job is not None:
+                self.history.note(self.world.now, "undone", job_id, job.worker or "", cause, job)
 
     def rest(self, allowed_until: int, pushes_failed: int, is_exhausted: bool) -> None:
         """Some time after the last fault."""
