@@ -3,6 +3,7 @@
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab.charts.chart import Chart, dress, meet, new_axes, say, text_box
@@ -74,7 +75,7 @@ def _course(job: JobRow, runs: list[Run], due: Sequence[float], told: History) -
     delayed = any(job.pushed < at <= first for at in due)
     course = [(job.pushed, "delayed" if delayed else "waiting")]
     course += [(at, "waiting") for at in due if at <= first]
-    for run, after in zip(runs, [*runs[1:], None], strict=True):
+    for run, after in zip_longest(runs, runs[1:]):
         course.append((run.started, "active"))
         if run.ended is None:
             continue

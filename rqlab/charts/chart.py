@@ -6,7 +6,7 @@ own, and drawing with it from a click handler or a thread spoils them for good.
 
 import io
 import os
-from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from rqlab.charts.looks import Theme
@@ -28,6 +28,8 @@ class Chart:
         self.figure: Figure = ax.figure  # type: ignore[assignment]  # never a SubFigure here
         self.data = data  #: what is shown, as a tidy DataFrame
         self.alt = alt  #: what the picture says, in words
+        if isinstance(ax, _own_axes()):
+            ax.chart = self  # type: ignore[attr-defined]  # it is one of ours, made at first use
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the picture to a file; its suffix says the format. A .png and an .svg carry the alt text.
@@ -53,6 +55,23 @@ class Chart:
         return self.alt
 
 
+@cache
+def _own_axes() -> type["Axes"]:
+    """Axes that show themselves in a notebook: no pyplot is behind them, whose figures are shown after a cell.
+
+    A class made at first use, since its base is matplotlib's.
+    """
+    from matplotlib.axes import Axes
+
+    class PictureAxes(Axes):
+        chart: Chart | None = None  #: set when the picture is complete
+
+        def _repr_mimebundle_(self, **how: object) -> tuple[dict[str, Any], dict[str, Any]] | None:
+            return None if self.chart is None else self.chart._repr_mimebundle_(**how)
+
+    return PictureAxes
+
+
 def new_axes(theme: Theme, width: float, height: float, box: tuple[float, float, float, float]) -> "Axes":
     """Axes on a figure of their own. Sizes in inches; `box` is left, bottom, right, top in inches from those edges.
 
@@ -64,9 +83,8 @@ def new_axes(theme: Theme, width: float, height: float, box: tuple[float, float,
     figure = Figure(figsize=(width, height), dpi=100, facecolor=theme.paper)
     FigureCanvasAgg(figure)
     left, bottom, right, top = box
-    ax = figure.add_axes(
-        (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
-    )
+    place = (left / width, bottom / height, (width - left - right) / width, (height - bottom - top) / height)
+    ax: Axes = figure.add_axes(place, axes_class=_own_axes())
     dress(ax, theme)
     return ax
 
@@ -91,14 +109,14 @@ def say(
 
     `up` lifts both by as many inches, for what stands between them and the plot.
     """
-    figure = ax.figure
-    box = ax.get_position()
-    height = figure.get_figheight()  # type: ignore[union-attr]
-    top = box.y1 + up / height
-    style: Mapping[str, Any] = {"ha": "left", "va": "bottom", "parse_math": False}
-    above = 0.14 * (subtitle.count("\n") + 1) + 0.16
-    figure.text(box.x0, top + above / height, title, color=theme.ink, size=12, weight="bold", **style)
-    figure.text(box.x0, top + 0.10 / height, subtitle, color=theme.quiet, size=9, **style)
+    style: dict[str, Any] = {
+        "xycoords": "axes fraction", "textcoords": "offset points", "ha": "left", "va": "bottom", "parse_math": False,
+        "annotation_clip": False,
+    }  # fmt: skip
+    low = 72 * up + 7
+    high = low + 4 + (11 * (subtitle.count("\n") + 1) if subtitle else 0) * 1.2
+    ax.annotate(subtitle, (0, 1), xytext=(0, low), color=theme.quiet, size=9, **style)
+    ax.annotate(title, (0, 1), xytext=(0, high), color=theme.ink, size=12, weight="bold", **style)
     ax.set_xlabel(below, color=theme.quiet, size=9.5)
     ax.set_ylabel(aside, color=theme.quiet, size=9.5)
 

@@ -7,7 +7,7 @@ Jupyter's theme with a fallback, words that read on when the markup is gone, and
 import base64
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 from rqlab.charts import timelines
 from rqlab.charts.histories import Result, Table, in_words, moment, names_in, rows, times
@@ -128,49 +128,67 @@ def of(thing: object) -> str:
     raise TypeError(f"rqlab.html.of: expected a Job or Counts, got {type(thing).__name__}")
 
 
-def result(done: Any, *, picture: bytes | None = None) -> str:
-    """A simulation: the verdict, what was promised beside what was lost, the timeline.
+class Simulated(Result, Protocol):
+    """What `result` shows besides the tables that are drawn: a SimulationResult."""
+
+    @property
+    def ok(self) -> bool: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def durability(self) -> str: ...
+    @property
+    def violations(self) -> Sequence[object]: ...
+    @property
+    def what_was_lost(self) -> str: ...
+    @property
+    def promise(self) -> Table: ...  #: crash, may lose, crashes, writes lost, jobs lost
+    @property
+    def replay_line(self) -> str: ...
+
+
+def result(done: Simulated, *, picture: bytes | None = None) -> str:
+    """A simulation: the verdict, what was lost and what was promised, the timeline, and how to see it again.
 
     The timeline is a PNG with a background of its own, since pages strip SVG; `picture` is one that was drawn already.
-    Apart from it at most 5 KB. The result has `ok`, `seed`, `violations`, `promise`, `summary()` and the tables
-    that `rqlab.charts.timeline` draws.
+    Apart from it at most 5 KB.
     """
     from rqlab import charts
 
-    drawn = timelines.marks(done)
-    shown = picture if picture is not None else charts.timeline(done)._repr_png_()
-    encoded = base64.b64encode(shown).decode()
-    words = _fitted(lambda share: _result(done, drawn.said(), share))
+    drawn = charts.timeline(done) if picture is None else None
+    said = timelines.marks(done).said() if drawn is None else drawn.alt
+    shown = drawn._repr_png_() if drawn is not None else picture
+    encoded = base64.b64encode(shown or b"").decode()
+    words = _fitted(lambda share: _result(done, said, share))
     return words.replace(f'src="{IMAGE}"', f'src="data:image/png;base64,{encoded}"', 1)
 
 
-def _result(done: Any, said: str, share: float) -> str:
+def _result(done: Simulated, said: str, share: float) -> str:
     """The result with a place for its picture."""
-    sound = bool(done.ok)
-    verdict = "✓ SAFETY HOLDS" if sound else "✗ SAFETY BROKEN"
-    paper = "#00694d" if sound else "#a32e00"
+    verdict, paper = ("✓ SAFETY HOLDS", "#00694d") if done.ok else ("✗ SAFETY BROKEN", "#a32e00")
     light = f'<span style="background:{paper};color:#fff;padding:2px 8px;border-radius:3px"><b>{verdict}</b></span>'
-    parts = [f"<div>{light} seed {text(done.seed)}</div>"]
-    violations = [str(each) for each in getattr(done, "violations", ())]
-    listed = violations[: max(1, int(MOST_VIOLATIONS * share))]
-    parts.append(_lines([f"✗ {plain(each, int(200 * share))}" for each in listed]))
-    if len(violations) > len(listed):
-        parts.append(f"<div>and {times(len(violations) - len(listed), 'more violation')}</div>")
-    promise = getattr(done, "promise", None)
-    if isinstance(promise, Mapping):
-        facts = [(str(name), str(value)) for name, value in list(promise.items())[:8]]
-        parts.append(_facts(facts, int(120 * share)))
-    elif hasattr(promise, "columns"):
-        parts.append(_frame(promise, int(60 * share)))
-    elif promise is not None:
-        parts.append(f"<div>{text(promise, int(300 * share))}</div>")
+    parts = [f"<p>{light} {text(done.durability)}, seed {done.seed}</p>\n"]
+    broken = [str(each) for each in done.violations]
+    listed = broken[: max(1, int(MOST_VIOLATIONS * share))]
+    more = [f"and {times(len(broken) - len(listed), 'more violation')}"] if len(broken) > len(listed) else []
+    parts.append(_lines([*(f"✗ {plain(each, int(200 * share))}" for each in listed), *more]))
+    parts.append(f"<p>{text(done.what_was_lost, int(500 * share))}</p>")
+    parts.append(_promise(done.promise, int(120 * share)))
     alt = text(said, int(500 * share))
-    parts.append(f'<img alt="{alt}" style="max-width:100%;background:#fff" src="{IMAGE}">')
-    summary = getattr(done, "summary", None)
-    lines = str(summary() if callable(summary) else said).splitlines()[: int(14 * share)]
-    body = "\n".join(text(line, int(160 * share)) for line in lines)
-    style = f"{MONO};white-space:pre-wrap;margin:6px 0;color:inherit;background:none"
-    return _framed("".join([*parts, f'<pre style="{style}">{body}</pre>']))
+    parts.append(f'<img alt="{alt}" style="max-width:100%;background:#fff" src="{IMAGE}">\n')
+    parts.append(f'<p>again: <code style="{MONO};color:inherit">{text(done.replay_line, int(400 * share))}</code></p>')
+    return _framed("".join(parts))
+
+
+def _promise(promise: Table, limit: int) -> str:
+    """What may be lost beside what was, for each way to go down."""
+    head = ("at", "may be lost", "happened", "acknowledged writes lost", "jobs lost")
+    lines = [("", "".join(f"<th{LEFT}>{name} </th>" for name in head))]
+    for crash, may_lose, *numbers in rows(promise, "crash", "may lose", "crashes", "writes lost", "jobs lost"):
+        cells = [f"<td{LEFT}>{text(fact, limit)} </td>" for fact in (crash, may_lose)]
+        cells += [f"<td{RIGHT}>{int(number):,} </td>" for number in numbers]
+        lines.append(("", "".join(cells)))
+    return _table(lines)
 
 
 def _fitted(make: Callable[[float], str]) -> str:
@@ -302,15 +320,6 @@ def _table(lines: Sequence[tuple[str, str]]) -> str:
     body = "\n".join(f"<tr>{first}{rest}</tr>" for first, rest in lines)
     style = f"border-collapse:separate;border-spacing:10px 0;margin:4px 0;font-size:inherit;color:inherit;{NUMBERS}"
     return f'\n<table style="{style}">{body}</table>\n'
-
-
-def _frame(frame: Any, limit: int) -> str:
-    """A small DataFrame as a table."""
-    names = [str(name) for name in frame.columns][:8]
-    lines = [("", "".join(f"<th{LEFT}>{text(name, limit)} </th>" for name in names))]
-    for row in list(rows(frame, *names))[:8]:
-        lines.append(("", "".join(f"<td{LEFT}>{text(value, limit)} </td>" for value in row)))
-    return _table(lines)
 
 
 def _facts(facts: Sequence[tuple[str, str]], limit: int) -> str:

@@ -5,18 +5,20 @@ imported when a table is asked for. Instants are seconds since the world began.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 
+from rqlab import charts, html
 from rqlab.durability import MODES
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.executors import Handler
 from rqlab.job import Outcome, State
 from rqlab.lifecycle import Event
+from rqlab.simulation import verdict
 from rqlab.simulation.checks import Violation
 from rqlab.simulation.faults import FAULTS, Fault
 from rqlab.simulation.history import FORMAT, KINDS, Happening
@@ -24,6 +26,7 @@ from rqlab.simulation.platter import CRASH_KINDS
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.axes import Axes
 
 #: How each event ends a run, as a delivery's `outcome` says it.
 ENDS = {
@@ -35,10 +38,13 @@ ENDS = {
     Event.SNOOZE: Outcome.RELEASED,
     Event.CANCEL: Outcome.CANCELLED,
 }
-LOST, RUNNING = "lost", "running"
+LOST, RUNNING = verdict.LOST, "running"
 OUTCOMES = [*map(str, Outcome), LOST, RUNNING]  #: lost: a crash took the run's record back; running: at the end
 STATES = [*map(str, State), "removed", LOST]
 EVENT_KINDS = [*map(str, Event), *FAULTS, *KINDS]
+STRIKES = ["worker", "all", "job", "producer"]  #: whom a fault strikes: its target alone, or all workers
+OF_A_PROCESS = ("process kill", "freeze", "wall jump", "drift")  # all workers live in one, in a mode with one owner
+OVER = ("thaw", "heal", "start")  # events that end the fault that is their cause
 
 
 class Loss(msgspec.Struct, frozen=True):
@@ -166,9 +172,12 @@ class SimulationResult:
 
     @cached_property
     def attempts(self) -> "pandas.DataFrame":
-        """One row a run: job, delivery, worker, started, ended, outcome, waited (seconds since it could have begun)."""
+        """One row a run: job, delivery, worker, started, ended, outcome, waited (seconds since it could have begun).
+
+        `lost` is the outcome of a run that a crash took out of the records, whether or not it had ended by then.
+        """
         rows: list[list[Any]] = []
-        open_rows: dict[str, list[Any]] = {}
+        runs: dict[str, list[list[Any]]] = {}
         due: dict[str, float] = {}
         for happening in self.history:
             job, kind = happening.job, happening.kind
@@ -176,11 +185,12 @@ class SimulationResult:
                 waited = max(happening.at - due.get(job, happening.at), 0.0)
                 row = [job, happening.detail["deliveries"], happening.worker, happening.at, None, RUNNING, waited]
                 rows.append(row)
-                open_rows[job] = row
-            elif kind in ENDS and job in open_rows:
-                open_rows.pop(job)[4:6] = happening.at, str(ENDS[Event(kind)])
-            elif kind == "lost" and job in open_rows:
-                open_rows.pop(job)[4:6] = happening.at, LOST
+                runs.setdefault(job, []).append(row)
+            elif kind in ENDS and job in runs and runs[job][-1][4] is None:
+                runs[job][-1][4:6] = happening.at, str(ENDS[Event(kind)])
+            elif kind in (LOST, verdict.UNDONE):
+                for row in _taken_back(runs.get(job, ()), happening):
+                    row[4:6] = self.crash_of(happening).at if row[4] is None else row[4], LOST
             if happening.detail.get("state") in (State.WAITING, State.DELAYED):
                 due[job] = happening.detail.get("due", happening.at)
         columns = ["job", "delivery", "worker", "started", "ended", "outcome", "waited"]
@@ -188,19 +198,34 @@ class SimulationResult:
 
     @cached_property
     def events(self) -> "pandas.DataFrame":
-        """One row an event: at, kind, job, worker, cause (the row of the event that brought it about), detail."""
-        rows = [(each.at, each.kind, each.job, each.worker, each.cause, _said(each.detail)) for each in self.history]
-        frame = self._frame(
-            rows, ["at", "kind", "job", "worker", "cause", "detail"], {"kind": EVENT_KINDS, "worker": None}, ("at",)
-        )
+        """One row an event: at, kind, job, worker, cause (the row of the event that brought it about), detail, state.
+
+        `state` is the job's from then on; missing where an event changes none.
+        """
+        rows = [
+            (each.at, each.kind, each.job, each.worker, each.cause, _said(each.detail), _state_after(each))
+            for each in self.history
+        ]
+        columns = ["at", "kind", "job", "worker", "cause", "detail", "state"]
+        frame = self._frame(rows, columns, {"kind": EVENT_KINDS, "worker": None, "state": STATES}, ("at",))
         frame["cause"] = frame["cause"].astype("Int64")
         return frame
 
     @cached_property
     def faults(self) -> "pandas.DataFrame":
-        """One row a fault that struck: at, kind, target, and the number of its event; planned ones may miss."""
-        rows = [(each.at, each.kind, each.worker, each.n) for each in self.history if each.detail.get("fault")]
-        return self._frame(rows, ["at", "kind", "target", "event"], {"kind": list(FAULTS)}, ("at",))
+        """One row a fault that struck: at, kind, target, strikes, until, and the number of its event.
+
+        `strikes` says whether it struck the target alone or all workers, `until` when it was over: who was down had
+        started again, who was frozen went on, the disk was whole. Faults of the plan may miss, and are not here.
+        """
+        over = {each.cause: each.at for each in self.history if each.kind in OVER and each.cause is not None}
+        rows = [
+            (each.at, each.kind, each.worker, self._strikes(each), over.get(each.n, _back_at(each)), each.n)
+            for each in self.history
+            if each.detail.get("fault")
+        ]
+        categories: dict[str, list[str] | None] = {"kind": list(FAULTS), "strikes": STRIKES}
+        return self._frame(rows, ["at", "kind", "target", "strikes", "until", "event"], categories, ("at", "until"))
 
     @cached_property
     def effects(self) -> "pandas.DataFrame":
@@ -213,13 +238,40 @@ class SimulationResult:
         return self._frame(rows, ["job", "effect", "times", "deliveries"], {"effect": None}, ())
 
     @cached_property
+    def losses(self) -> "pandas.DataFrame":
+        """One row a job that a crash took something from: at, crash, job, acknowledged, stored.
+
+        Its caller had heard that it is `acknowledged` (a state), and what is stored after the crash is `stored`: the
+        job is lost, or again what it was before.
+        """
+        rows = []
+        states: dict[str, str] = {}
+        for each in self.history:
+            if each.kind in (LOST, verdict.UNDONE):
+                crash = self.crash_of(each)
+                rows.append((crash.at, crash.kind, each.job, states.get(each.job), _state_after(each)))
+            states[each.job] = _state_after(each) or states.get(each.job, "")
+        columns = ["at", "crash", "job", "acknowledged", "stored"]
+        return self._frame(rows, columns, {"crash": None, "acknowledged": STATES, "stored": STATES}, ("at",))
+
+    @property
+    def what_was_lost(self) -> str:
+        """What crashes took, and which, in a sentence: the answer that the pictures illustrate."""
+        return verdict.what_was_lost(self.history, self.crash_of, self.durability)
+
+    @property
+    def durability(self) -> str:
+        """The mode that was simulated."""
+        return str(self.header.arguments["durability"])
+
+    @cached_property
     def promise(self) -> "pandas.DataFrame":
         """What the mode promises beside what was lost: a row for kills, for power cuts, for clean exits."""
-        mode = MODES[self.header.arguments["durability"]]
+        mode = MODES[self.durability]
         rows = []
         for crash, may_lose, hows in (
             ("kill -9", mode.lost_at_kill, ("kill",)),
-            ("power cut", mode.lost_at_power_cut, tuple(CRASH_KINDS)),
+            ("power cut", mode.lost_at_power_cut.replace("the same", mode.lost_at_kill), tuple(CRASH_KINDS)),
             ("clean exit", mode.lost_at_exit, ("exit",)),
         ):
             losses = [loss for loss in self.header.losses if loss.how in hows]
@@ -283,6 +335,29 @@ class SimulationResult:
                 running.setdefault(life.worker, []).append(job_id)
         return Moment(t, jobs, {state: counts[state] for state in STATES}, running)
 
+    # Pictures.
+
+    def plot_timeline(
+        self, ax: "Axes | None" = None, *, by: Literal["worker", "job"] = "worker", dark: bool = False
+    ) -> "Axes":
+        """Who ran what, when, and what broke: one lane a worker (default), or one lane a job.
+
+        Without `ax` on a figure of its own, whose axes show themselves in a notebook; `ax.chart` is the Chart, with
+        the marks as a DataFrame (`.data`), the picture in words (`.alt`), and `.save(path)`.
+        """
+        return charts.timeline(self, by, ax=ax, dark=dark).ax
+
+    def plot_retries(self, ax: "Axes | None" = None, *, dark: bool = False) -> "Axes":
+        """The runs of each job, the waits between them, and how it ended. `ax` as for `plot_timeline`."""
+        return charts.retries(self, ax=ax, dark=dark).ax
+
+    def plot_backlog(self, ax: "Axes | None" = None, *, dark: bool = False) -> "Axes":
+        """How many jobs were in each state over time, and what broke. `ax` as for `plot_timeline`."""
+        return charts.backlog(self, ax=ax, dark=dark).ax
+
+    def _repr_html_(self) -> str:
+        return html.result(self)
+
     # Files.
 
     def to_jsonl(self, path: str | Path) -> None:
@@ -322,6 +397,21 @@ class SimulationResult:
             if life is not None:
                 life.follow(happening)
         return lives
+
+    def crash_of(self, happening: Happening) -> Happening:
+        """The fault that brought an event about, by its causes; the event itself if it was none."""
+        cause = happening
+        while not cause.detail.get("fault") and cause.cause is not None:
+            cause = self.history[cause.cause]
+        return cause if cause.detail.get("fault") else happening
+
+    def _strikes(self, fault: Happening) -> str:
+        if fault.worker == "machine":
+            return "all"
+        if not fault.worker.startswith("worker"):
+            return "producer" if fault.worker == "producer" else "job"
+        has_one_owner = MODES[self.durability].processes != "many"
+        return "all" if has_one_owner and fault.kind in OF_A_PROCESS else "worker"
 
     def _frame(
         self,
@@ -392,6 +482,27 @@ class _Life:
             self.state, self.attempt, self.deliveries = detail["state"], detail["attempt"], detail["deliveries"]
             self.worker = happening.worker if self.state == State.ACTIVE else ""
             self.finished = happening.at if self.state in (State.COMPLETED, State.DLQ, State.CANCELLED) else None
+
+
+def _taken_back(runs: Sequence[list[Any]], happening: Happening) -> Iterator[list[Any]]:
+    """The runs of a job that its store does not know any more, or not that they ended."""
+    kept = happening.detail.get("deliveries", 0)
+    goes_on = happening.detail.get("state") == State.ACTIVE
+    for row in runs:
+        has_ended = row[4] is not None
+        if row[5] != LOST and (row[1] > kept or (row[1] == kept and goes_on and has_ended)):
+            yield row
+
+
+def _state_after(happening: Happening) -> str | None:
+    if happening.kind == LOST:
+        return LOST
+    return "removed" if happening.kind == Event.PURGE else happening.detail.get("state")
+
+
+def _back_at(fault: Happening) -> float | None:
+    """When a worker whose thread died is there again: no event says so."""
+    return fault.at + fault.detail["seconds"] if fault.kind == "worker crash" else None
 
 
 def _said(detail: dict[str, Any]) -> str:
