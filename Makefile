@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check bench peers fixtures results clean
+.PHONY: demo test torture check strip bench peers fixtures results clean
 
 demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 	$(BIN)/rqlab demo
 
 test: check  ## everything that CI runs
 	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=60 --nbmake-kernel=python3 notebooks
 
 torture: $(VENV)/.tests  ## the power cut 120 000 times and more; each operation refused; interrupts at every instruction; a million finished jobs
 	RQLAB_CUT_SEEDS=20 RQLAB_FAULT_STRIDE=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 \
@@ -23,6 +24,9 @@ check: $(VENV)/.tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+strip: $(VENV)/.tests  ## outputs, counts and widgets out of the notebooks, before a commit
+	$(BIN)/nbstripout --extra-keys metadata.language_info notebooks/*.ipynb
 
 bench: $(VENV)/.tests  ## ratios within one run, medians and spread
 	$(BIN)/python -m benchmarks

@@ -41,6 +41,21 @@ from rqlab.schedule import Schedule
 if (
     TYPE_CHECKING
 ):  # the laboratory is imported at first use: `import rqlab` takes 0.1 s, and an application needs no more
+    from rqlab.exercises import (
+        EXERCISES,
+        check_crashes,
+        check_cron,
+        check_grace,
+        check_handler,
+        check_mission,
+        check_modes,
+        check_order,
+        check_queue,
+        check_safe_until,
+        check_seed,
+        check_stall_timeout,
+        check_waits,
+    )
     from rqlab.measurement import Measurement, measure
     from rqlab.simulation.audit import Audit, audit
     from rqlab.simulation.checks import CHECKS
@@ -57,14 +72,28 @@ LABORATORY = {
     "audit": "rqlab.simulation.audit",
     "measure": "rqlab.measurement",
     "CHECKS": "rqlab.simulation.checks",
+    "EXERCISES": "rqlab.exercises",
     "FAULTS": "rqlab.simulation.faults",
     "Fault": "rqlab.simulation.faults",
     "SimulationResult": "rqlab.simulation.result",
     "simulate": "rqlab.simulation.run",
+    "check_crashes": "rqlab.exercises",
+    "check_cron": "rqlab.exercises",
+    "check_grace": "rqlab.exercises",
+    "check_handler": "rqlab.exercises",
+    "check_mission": "rqlab.exercises",
+    "check_modes": "rqlab.exercises",
+    "check_order": "rqlab.exercises",
+    "check_queue": "rqlab.exercises",
+    "check_safe_until": "rqlab.exercises",
+    "check_seed": "rqlab.exercises",
+    "check_stall_timeout": "rqlab.exercises",
+    "check_waits": "rqlab.exercises",
 }
 
 __all__ = [
     "CHECKS",
+    "EXERCISES",
     "FAULTS",
     "MODES",
     "TRANSITIONS",
@@ -103,6 +132,18 @@ __all__ = [
     "StoreLocked",
     "ValidationError",
     "audit",
+    "check_crashes",
+    "check_cron",
+    "check_grace",
+    "check_handler",
+    "check_mission",
+    "check_modes",
+    "check_order",
+    "check_queue",
+    "check_safe_until",
+    "check_seed",
+    "check_stall_timeout",
+    "check_waits",
     "measure",
     "memory",
     "open",

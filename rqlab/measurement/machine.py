@@ -20,7 +20,7 @@ SYNC_BYTES = 4_096  # a page, which is what a small commit appends
 
 def machine(directory: Path) -> dict[str, Any]:
     """The machine, the disk under `directory` and what runs there, as values that JSON has."""
-    from rqlab import __version__  # here: the package imports this one
+    from importlib.metadata import version  # here: it costs `import rqlab` nothing then
 
     kind = file_system(directory)
     return {
@@ -31,7 +31,7 @@ def machine(directory: Path) -> dict[str, Any]:
         "file_system": kind,
         "is_in_memory": kind in MEMORY_FILE_SYSTEMS,
         **latency(syncs(directory)),
-        "rqlab": __version__,
+        "rqlab": version("rqlab"),
         "measured_at": datetime.fromtimestamp(clock.now() / 1000, UTC).isoformat(timespec="seconds"),
     }
 
