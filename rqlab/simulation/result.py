@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import msgspec
 
 from rqlab import charts, html
+from rqlab.charts.platters import PlatterView
 from rqlab.durability import MODES
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.executors import Handler
@@ -23,6 +24,7 @@ from rqlab.simulation.checks import Violation
 from rqlab.simulation.faults import FAULTS, Fault
 from rqlab.simulation.history import FORMAT, KINDS, Happening
 from rqlab.simulation.platter import CRASH_KINDS
+from rqlab.simulation.sectors import Trace
 
 if TYPE_CHECKING:
     import pandas
@@ -334,6 +336,21 @@ class SimulationResult:
             if life.state == State.ACTIVE:
                 running.setdefault(life.worker, []).append(job_id)
         return Moment(t, jobs, {state: counts[state] for state in STATES}, running)
+
+    @cached_property
+    def trace(self) -> Trace:
+        """What the disk did, operation by operation: worked out at first use, by running the plan again."""
+        from rqlab.simulation.tracing import trace  # here: what runs a world makes results
+
+        return trace(self)
+
+    def platter(self, t: float) -> PlatterView:
+        """Where the sectors of the store's files were at an instant, `t` seconds after the beginning.
+
+        From a crash until something happens again: what it left. The first call runs the plan again; ValidationError if
+        that needs a handler of the user's.
+        """
+        return self.trace.at(t)
 
     # Pictures.
 

@@ -111,6 +111,19 @@ def replay(result: SimulationResult) -> SimulationResult:
     return simulate(0, seed=result.seed, faults=plan, **given)
 
 
+def once_more(result: SimulationResult) -> tuple[Settings, Plan, float]:
+    """What `staged` needs to run a result again, with those checks alone that ended it."""
+    handler = result.header.arguments.get("handler")
+    if handler:
+        raise ValidationError(
+            f"cannot run {result.replay_line} again: the handler {handler} is not in the history, and what it does to "
+            "the world it would do twice"
+        )
+    broken = sorted({violation.check for violation in result.violations})
+    settings = settings_of(DEFAULTS | dict(result.header.arguments) | {"seed": result.seed, "checks": broken})
+    return settings, result.plan, span_of(settings)
+
+
 def settings_of(given: Mapping[str, Any]) -> Settings:
     """The arguments of `simulate`, all of them, checked. ValidationError for a wrong one."""
     jobs = given["jobs"]
