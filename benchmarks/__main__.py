@@ -18,6 +18,7 @@ import rqlab
 from benchmarks.big import big_store
 from benchmarks.machine import machine
 from benchmarks.modes import modes
+from benchmarks.opening import opening
 from benchmarks.processes import processes
 from benchmarks.rounds import Contender, Spread, rates, ratio
 from benchmarks.simulation import simulation
@@ -36,8 +37,9 @@ def main() -> None:
     parser.add_argument("--directory", default=None, help="on the disk to measure; the system's temporary one if none")
     parser.add_argument("--finished", type=int, default=1_000_000, help="finished jobs in the big store")
     parser.add_argument("--waiting", type=int, default=100_000, help="waiting jobs in the big store")
+    parser.add_argument("--stored", type=int, default=1_000_000, help="waiting jobs in the directory that is opened")
     parser.add_argument(
-        "--only", choices=("durable", "modes", "memory", "processes", "big", "simulation"), default=None
+        "--only", choices=("durable", "modes", "memory", "processes", "big", "open", "simulation"), default=None
     )
     given = parser.parse_args()
     console = Console(width=110)
@@ -54,6 +56,8 @@ def main() -> None:
             console.print(processes(directory, given.rounds, given.seconds * SECONDS_AMONG_PROCESSES))
         if given.only in (None, "big"):
             console.print(big_store(directory, given.finished, given.waiting))
+        if given.only in (None, "open"):
+            console.print(opening(directory, given.stored, given.rounds))
         if given.only in (None, "simulation"):
             console.print(simulation(given.rounds))
 

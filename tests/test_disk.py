@@ -26,6 +26,7 @@ from test_stores import counted, id_of, job, line, put, recounted, sized
 import rqlab
 from rqlab.errors import FormatTooNew, StoreBusy, StoreCorrupt, StoreError, StoreFull, StoreLocked
 from rqlab.job import State
+from rqlab.simulation.recorder import Kind, Recorder
 from rqlab.storage import Store, cache, entries
 from rqlab.storage import disk as disk_module
 from rqlab.storage import view as view_module
@@ -257,6 +258,39 @@ def test_twenty_pushes_sync_twenty_times_more_than_none(tmp_path: Path) -> None:
     assert opening <= 20, "a new directory is made in one transaction"
     assert syncs(pushes, tmp_path / "full", 20) - opening >= 20
     assert syncs(loose, tmp_path / "normal", 20) - opening < 20, "without the cure"
+
+
+FILL = """
+import os, sys, rqlab
+rq = rqlab.open(sys.argv[1])
+for _ in range(int(sys.argv[2])): rq.push_many("a", [{"name": "n"}] * 500)
+if sys.argv[3] == "killed": os.kill(os.getpid(), 9)
+rq.close()
+"""
+
+
+def syncs_of_an_opening(path: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """SQLite's, and our own."""
+    ours: list[int] = []
+    with monkeypatch.context() as patch, Recorder(path) as recorder:
+        patch.setattr(os, "fsync", ours.append)
+        with rqlab.open(path):
+            return len(ours) + sum(operation.kind is Kind.SYNC for operation in recorder.operations)
+
+
+@pytest.mark.parametrize("ending", ["closed", "killed"])
+def test_an_opening_syncs_at_most_twenty_times_whatever_the_size(
+    tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    for batches in (1, 20):
+        path = tmp_path / str(batches)
+        subprocess.run([sys.executable, "-c", FILL, str(path), str(batches), ending], timeout=60)
+        counted.append(syncs_of_an_opening(path, monkeypatch))
+
+    assert len(set(counted)) == 1, "the same for 500 and 10 000 jobs"
+    assert counted[0] <= 20
+    assert syncs_of_an_opening(tmp_path / "new", monkeypatch) <= 20
 
 
 def test_reads_and_empty_transactions_sync_nothing(tmp_path: Path) -> None:

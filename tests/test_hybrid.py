@@ -9,8 +9,9 @@ import random
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -640,6 +641,26 @@ def test_opening_loads_what_lives_and_leaves_what_is_finished_on_the_disk(tmp_pa
         assert [key[-36:] for key, _ in store.entries("expiring/a/", "expiring/a/" + LAST, 9)] == [delayed]
     with closing(DiskStore(tmp_path)) as disk:
         assert counted(disk) == recounted(disk)
+
+
+def test_what_an_opening_loads_holds_nothing_twice(tmp_path: Path) -> None:
+    name = "n" * 1_000
+    with hybrid(tmp_path) as rq:
+        rq.push_many("a", [{"name": name}] * 1_000)
+    with traced() as held, hybrid(tmp_path) as rq:
+        assert rq.jobs()[0].name == name
+
+        assert held() < 1_500 * 1_000, "neither 1 000 names nor 1 000 records with the name in them"
+
+
+@contextmanager
+def traced() -> Iterator[Callable[[], int]]:
+    """Gives how many bytes Python has taken since."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
 
 
 def test_every_call_finds_finished_jobs_in_memory_and_on_the_disk_alike(tmp_path: Path) -> None:

@@ -151,6 +151,10 @@ class Recorder:
     def recording(self) -> Recording:
         return Recording(self.before, list(self.operations))
 
+    def content_before(self, path: Path) -> bytes:
+        """What a file holds as the recording begins; who only counts operations need not read gigabytes."""
+        return path.read_bytes()
+
     def __len__(self) -> int:
         """How many operations there have been: where in the log we are."""
         return len(self.operations)
@@ -161,7 +165,7 @@ class Recorder:
 
     def __enter__(self) -> Self:
         self.before = {
-            str(path.relative_to(self.directory)): path.read_bytes()
+            str(path.relative_to(self.directory)): self.content_before(path)
             for path in sorted(self.directory.rglob("*"))
             if path.is_file() and not path.name.endswith(SHARED_MEMORY)
         }
