@@ -134,6 +134,13 @@ def worker(
         float | None,
         typer.Option(help="Seconds that runs get to finish after SIGINT or SIGTERM.", show_default=False),
     ] = None,
+    durability: Annotated[
+        str,
+        typer.Option(
+            help="durable, buffered or hybrid: when a change is safe. The last two are quicker, and have the directory "
+            "to themselves: beside them push and other workers are refused."
+        ),
+    ] = "durable",
     stall_timeout: Annotated[float, typer.Option(help="Seconds without a heartbeat until a run is stalled.")] = 30.0,
     tick_interval: Annotated[float, typer.Option(help="Seconds between two housekeeping passes.")] = 1.0,
     verbose: Annotated[bool, typer.Option("--verbose", help="Log every change of a job on stderr.")] = False,
@@ -153,7 +160,7 @@ def worker(
     options: dict[str, Any] = {"concurrency": concurrency, "isolation": isolation, "grace": grace}
     _rehearse(lambda rq: rq.worker(names, handlers, **options))
     ended: Counter[Event] = Counter()
-    with rqlab.open(directory, stall_timeout=stall_timeout, tick_interval=tick_interval) as rq:
+    with rqlab.open(directory, durability, stall_timeout=stall_timeout, tick_interval=tick_interval) as rq:
         rq.on_change(lambda change: _count_run(ended, change))
         with _signals_set(threading.Event()) as shutdown:
             _say(f"worker {os.getpid()} starts: {', '.join(names)} in {directory}, handler {called}; Ctrl-C stops it")

@@ -723,6 +723,24 @@ class TestWorker:
             assert self.end(worker)[0] == 0
             assert [rq.get(job_id).result for job_id in job_ids] == [result, result]
 
+    @pytest.mark.parametrize("durability", ["buffered", "hybrid"])
+    def test_one_that_owns_the_directory_runs_what_is_there_and_loses_nothing_as_it_stops(
+        self, durability: str, path: Path, in_tmp: Path
+    ) -> None:
+        with rqlab.open(path) as rq:
+            job_ids = [rq.push("emails", "send", "x") for _ in range(20)]
+        worker = self.start(in_tmp, path, "emails", "mail:send", "--durability", durability)
+
+        said = refused(1, "push", path, "emails", "send")
+        assert f"process {worker.pid} has it open as '{durability}'" in said
+        assert "Close it there first" in said
+        with rqlab.open(path, read_only=True) as look:
+            until(lambda: look.counts().completed == 20)
+        code, out, _ = self.end(worker)
+        assert (code, out) == (0, f"worker {worker.pid} stops: 20 completed\n")
+        with rqlab.open(path) as rq:
+            assert {rq.get(job_id).state for job_id in job_ids} == {"completed"}
+
     def test_the_demo_handler_needs_no_module(self, path: Path, tmp_path: Path) -> None:
         with rqlab.open(path) as rq:
             job_id = rq.push("demo", "ten-steps", {"steps": 2, "seconds": 0.01})

@@ -104,3 +104,58 @@ def test_a_killed_process_loses_no_more_than_the_row_of_its_mode(tmp_path: Path,
         lost_in_all += len(lost)
     print(f"{mode}: {lost_in_all} of what was acknowledged lost in {KILLS} kills")
     assert lost_in_all or mode != "hybrid", "a mode that loses nothing here is tested by a broken test"
+
+
+QUIET_LOAD = """
+import os, sys, time, rqlab
+rq = rqlab.open(sys.argv[1], "hybrid", snapshot_interval=float(sys.argv[2]), max_dirty=1_000_000)
+store = rq._store
+def say(*words): os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+real_take, real_store = store.take, store.store_taken
+def take():
+    say("takes", time.monotonic())
+    real_take()
+def store_taken():
+    real_store()
+    say("stored", time.monotonic())
+store.take, store.store_taken = take, store_taken
+while True:
+    job_id = rq.push("a", "n")
+    say("pushed", time.monotonic(), job_id)
+    time.sleep(0.001)
+"""
+INTERVAL_SECONDS = 0.05
+SLACK_SECONDS = 1.0  # a keeper's thread may wait so long for its turn on a busy machine
+
+
+@pytest.mark.timeout(600)
+def test_what_is_older_than_the_interval_and_a_snapshot_survives_a_kill(tmp_path: Path) -> None:
+    chance = Random(2)
+    lost_in_all, oldest = 0, 0.0
+    for kill in range(max(KILLS // 4, 3)):
+        path = tmp_path / str(kill)
+        command = [sys.executable, "-c", QUIET_LOAD, str(path), str(INTERVAL_SECONDS)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            said = [process.stdout.readline().split() for _ in range(50 + chance.randrange(100))]
+            process.kill()
+            killed_at = time.monotonic()
+            said += [line.split() for line in process.stdout.read().splitlines()]
+        with rqlab.open(path) as rq:
+            there = {job.id for job in rq.jobs(limit=1_000_000)}
+        pushed = [(float(words[1]), words[2]) for words in said if words[0] == "pushed" and len(words[-1]) == 36]
+        takes = [float(words[1]) for words in said if words[0] == "takes"]
+        stores = [float(words[1]) for words in said if words[0] == "stored"]
+        lost = [at for at, job_id in pushed if job_id not in there]
+
+        safe_until = max((at for at in takes[: len(stores)]), default=0.0)  # what was taken, and then stored
+        assert all(at > safe_until for at in lost), "a write that a snapshot had stored is gone"
+        snapshot = max((end - start for start, end in zip(takes, stores, strict=False)), default=0.0)
+        if lost:
+            oldest = max(oldest, killed_at - min(lost))
+            assert killed_at - min(lost) < INTERVAL_SECONDS + snapshot + SLACK_SECONDS
+        lost_in_all += len(lost)
+    print(
+        f"{lost_in_all} lost, the oldest {oldest * 1000:.0f} ms old, at an interval of {INTERVAL_SECONDS * 1000:.0f} ms"
+    )
+    assert lost_in_all, "a mode that loses nothing here is tested by a broken test"
