@@ -9,7 +9,7 @@ from rqlab import SimulationResult
 from rqlab.simulation.faults import CRASHES
 from rqlab.simulation.run import simulate
 
-SEEDS = range(6)
+SEEDS = range(8)
 
 
 @cache
@@ -65,13 +65,20 @@ def test_losses_agree_with_the_promise() -> None:
         assert (result.losses["stored"] == "lost").sum() == result.promise["jobs lost"].sum()
 
 
-def test_no_run_goes_on_after_the_crash_that_ended_it() -> None:
-    for seed in SEEDS:
-        result = hybrid(seed)
-        crashes = result.faults[result.faults["kind"] == "power cut"]
-        lost = result.attempts[result.attempts["outcome"] == "lost"]
-        for crash in crashes.itertuples():
-            assert not ((lost["started"] < crash.at) & (lost["ended"] > crash.at)).any()
+def test_a_run_that_a_crash_took_out_of_the_records_ends_at_the_crash() -> None:
+    kill = rqlab.Fault(8.0, "process kill", "worker-1", seconds=1.0)
+    runs = simulate(0, seed=3, faults=[kill], durability="memory").attempts
+    running = runs[(runs["started"] < 8.0) & (runs["ended"] >= 8.0)]
+
+    assert list(running["ended"]) == [8.0] * 3
+    assert set(runs[runs["started"] < 8.0]["outcome"]) == {"lost"}
+
+
+def test_a_second_crash_while_a_process_starts_is_not_the_one_that_ended_it() -> None:
+    cuts = [rqlab.Fault(at, "power cut", seconds=3.0, how="lost") for at in (8.3, 9.0)]
+    results = [simulate(0, seed=seed, faults=cuts, durability="hybrid") for seed in SEEDS]
+
+    assert {at for result in results for at in result.losses["at"]} == {8.3}
 
 
 def test_what_was_lost_is_a_sentence_that_names_the_crash() -> None:

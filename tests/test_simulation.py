@@ -24,16 +24,20 @@ CAMPAIGN = {"crashes": 3, "faults": 9, "jobs": 30}
 
 
 def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
-    code = "import rqlab; print([rqlab.simulate(seed=s, faults=9.0).hash for s in (1, 2, 3)])"
+    code = (
+        "import rqlab; print([rqlab.simulate(seed=s, faults=9.0, durability=mode).hash for s in (0, 1, 2)"
+        " for mode in ('durable', 'hybrid')])"
+    )
     said = {
         subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True, timeout=100,
         ).stdout
-        for seed in ("0", "1", "4242")
+        for seed in ("0", "5", "4242")
     }  # fmt: skip
 
-    assert said == {f"{[simulate(seed=seed, faults=9.0).hash for seed in (1, 2, 3)]}\n"}
+    hashes = [simulate(seed=s, faults=9.0, durability=mode).hash for s in (0, 1, 2) for mode in ("durable", "hybrid")]
+    assert said == {f"{hashes}\n"}
 
 
 def test_another_seed_gives_another_history() -> None:

@@ -45,7 +45,7 @@ class Breakage:
         self.processes = processes
         self.workers = workers
         self.struck: dict[str, int] = {}  #: by worker: the event of the fault that last struck it
-        self.ended_by: dict[str, int] = {}  #: by process: the event of the fault that last ended it
+        self.ended_by: dict[str, int] = {}  #: by process that is down: the event of the fault that ended it
         self.write_ms = 0  #: what each write takes
         self.furthest_ahead = 0  #: milliseconds by which a wall was ever wrong
         self.repeat_pushes = 0
@@ -423,7 +423,7 @@ class Breakage:
     def _blame(self, process: Process, number: int, ends: bool = False) -> None:
         self.struck[process.name] = number
         if ends:
-            self.ended_by[process.name] = number
+            self.ended_by.setdefault(process.name, number)  # another one while it starts ends nothing
         for actor in process.actors:
             self.struck[actor.name] = number
 

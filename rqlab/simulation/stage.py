@@ -160,7 +160,7 @@ class Stage:
         return MODES[self.settings.durability].keeper(store, self.settings.opening)
 
     def opened(self, process: Process) -> None:
-        cause = self.breakage.ended_by.get(process.name, -1)
+        cause = self.breakage.ended_by.pop(process.name, -1)
         number = self.history.note(self.world.now, "start", "", process.name, cause)
         if self.judge.crash:
             self.judge.recovered(process.store.real, number, self.breakage.is_disturbed)

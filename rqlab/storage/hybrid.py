@@ -440,12 +440,13 @@ class HybridTransaction(MemoryTransaction):
 
 
 def _step(snapshot: Snapshot) -> Step:
-    """What a snapshot removes, and then stores."""
+    """What a snapshot removes, and then stores. In order: marks are sets, and a power cut must fall in one place."""
+    entries = sorted(snapshot.entries.items())
     gone = deletions(snapshot.gone)
-    gone += [key for key, entry in snapshot.entries.items() if entry is None]
-    rows = [(key, entry[1], entry[0]) for key, entry in snapshot.entries.items() if entry is not None]
-    rows += counter_rows(snapshot.counters)
-    for job_id, job in snapshot.jobs.items():
+    gone += [key for key, entry in entries if entry is None]
+    rows = [(key, entry[1], entry[0]) for key, entry in entries if entry is not None]
+    rows += counter_rows(dict(sorted(snapshot.counters.items())))
+    for job_id, job in sorted(snapshot.jobs.items()):
         is_fresh = job_id in snapshot.fresh
         if not is_fresh and len(job.encoded_data) > DATA_APART_BYTES:
             job = replace(job, data_apart=True)  # its data was stored as it was fresh
