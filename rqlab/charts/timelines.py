@@ -410,7 +410,10 @@ def _draw_bars(ax: "Axes", drawn: Timeline, look: Theme, pixels: float, pitch: f
 
 
 def _draw_faults(ax: "Axes", drawn: Timeline, look: Theme, scale: float) -> None:
-    """Lines through what a fault strikes; words above, in two rows, for as many as have room there."""
+    """Lines through what a fault strikes; words above, in two rows, for as many as have room there.
+
+    The words are in ink: in the colours of their lines they could not be read.
+    """
     taken: list[list[tuple[float, float, float, float]]] = [[], []]
     for mark in drawn.marks:
         if not mark.fault:
@@ -422,7 +425,7 @@ def _draw_faults(ax: "Axes", drawn: Timeline, look: Theme, scale: float) -> None
             for level, row in enumerate(taken):
                 text = ax.annotate(
                     words, (mark.at, 1), xycoords=("data", "axes fraction"), xytext=(-3, 3 + 12 * level),
-                    textcoords="offset points", ha="left", va="bottom", size=8, color=colour, parse_math=False,
+                    textcoords="offset points", ha="left", va="bottom", size=8, color=look.ink, parse_math=False,
                 )  # fmt: skip
                 place = text_box(text)
                 wide = (place[0] - 3 * scale, place[1], place[2] + 3 * scale, place[3])

@@ -79,11 +79,11 @@ def _job(record: Job, share: float) -> str:
     if bytes(record.encoded_result) != b"null":
         facts.append(("result", bytes(record.encoded_result)[:400].decode(errors="replace")))
     if record.last_error is not None:
-        facts.append(("last error", record.last_error.partition("\n")[0]))
+        facts.append(("last error", _first_line(record.last_error)))
     lines = record.history[-int(MOST_DELIVERIES * share) or -1 :]
     runs = [
         f"run {line.delivery}: {OUTCOMES[line.outcome].label} after {seconds((line.ended_at - line.started_at) / 1000)}"
-        + (f": {plain(line.error, int(80 * share))}" if line.error else "")
+        + (f": {plain(_first_line(line.error), int(80 * share))}" if line.error else "")
         for line in reversed(lines)
     ]
     if len(record.history) > len(lines):
@@ -189,6 +189,11 @@ def _promise(promise: Table, limit: int) -> str:
         cells += [f"<td{RIGHT}>{int(number):,} </td>" for number in numbers]
         lines.append(("", "".join(cells)))
     return _table(lines)
+
+
+def _first_line(error: str) -> str:
+    """The error itself; its traceback is in the record."""
+    return error.partition("\n")[0]
 
 
 def _fitted(make: Callable[[float], str]) -> str:

@@ -7,7 +7,7 @@ import math
 from html import escape
 
 from rqlab.charts.histories import moment
-from rqlab.charts.looks import LEASE, WAIT, Look, plain, seconds
+from rqlab.charts.looks import FAULTS, LEASE, WAIT, Look, plain, seconds
 from rqlab.charts.timelines import Bar, Timeline
 
 INK = "var(--jp-ui-font-color1, currentColor)"
@@ -15,7 +15,7 @@ QUIET = "var(--jp-ui-font-color2, #767676)"
 FAINT = "var(--jp-border-color2, #8884)"
 FONT = "font-family:var(--jp-ui-font-family, system-ui, sans-serif)"
 
-LEFT, RIGHT, TOP = 92, 24, 32  # pixels beside and above the lanes
+LEFT, RIGHT, TOP = 92, 24, 45  # pixels beside and above the lanes
 LETTER = 6.1  # pixels a letter of 11 px takes, at most on average: texts are kept apart by this
 
 #: Patterns of the second cue, drawn over a fill; the names are matplotlib's hatches.
@@ -152,9 +152,8 @@ def _bar(bar: Bar, zero: float, scale: float, pitch: int, name: str, by: str) ->
 
 
 def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int, width: int) -> list[str]:
-    """Lines of faults with words above as far as there is room, and the final glyphs."""
+    """Lines of faults with their words, and the final glyphs."""
     parts = []
-    until = [0.0, 0.0]  # where the words of each row above end
     for mark in drawn.marks:
         x = zero + mark.at * scale
         colour = "currentColor" if mark.look.colour == "#000000" else mark.look.colour
@@ -171,14 +170,29 @@ def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int, w
             f'<path d="M{x:.1f} {top}v{high}" stroke="{colour}" stroke-width="2" stroke-dasharray="4 2">'
             f"<title>{said}</title></path>"
         )
+    return parts + [
+        f'<text x="{x:.1f}" y="{TOP - 5 - 13 * row}">{text(words)}</text>'
+        for x, row, words in _words(drawn, zero, scale, width)
+    ]
+
+
+def _words(drawn: Timeline, zero: float, scale: float, width: int) -> list[tuple[float, int, str]]:
+    """The words above the lines of faults, as far as three rows have room; a power cut's first: it strikes everything.
+
+    They are in the ink of the page: in the colours of their lines they could not be read.
+    """
+    taken: list[list[tuple[float, float]]] = [[], [], []]
+    placed = []
+    for mark in sorted((mark for mark in drawn.marks if mark.fault), key=lambda mark: mark.look != FAULTS["power cut"]):
+        left = zero + mark.at * scale - 3
         for words in (mark.label, mark.look.glyph):
-            wide = len(words) * LETTER + 6
-            row = next((row for row in (0, 1) if until[row] <= x - 3 and x - 3 + wide <= width), None)
-            if row is not None:
-                until[row] = x + wide
-                parts.append(f'<text x="{x - 3:.1f}" y="{TOP - 5 - 13 * row}" fill="{colour}">{text(words)}</text>')
+            right = left + len(words) * LETTER + 9
+            free = [row for row in range(len(taken)) if all(right <= start or end <= left for start, end in taken[row])]
+            if free and right - 3 <= width:
+                taken[free[0]].append((left, right))
+                placed.append((left, free[0], words))
                 break
-    return parts
+    return placed
 
 
 def _legend_places(drawn: Timeline, width: int) -> list[tuple[float, int]]:

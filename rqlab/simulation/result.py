@@ -476,7 +476,7 @@ class Shrunk(NamedTuple):
         return f"<Shrunk {self.check}, {self.faults_before} faults to {len(self.plan)}: {self.replay_line}>"
 
     def _repr_html_(self) -> str:
-        return self.result._repr_html_() if hasattr(self.result, "_repr_html_") else f"<pre>{self}</pre>"
+        return self.result._repr_html_()
 
 
 class _Life:
