@@ -57,6 +57,7 @@ if (
         check_waits,
     )
     from rqlab.measurement import Measurement, measure
+    from rqlab.measurement.whereabouts import Whereabouts, whereabouts
     from rqlab.simulation.audit import Audit, audit
     from rqlab.simulation.checks import CHECKS
     from rqlab.simulation.faults import FAULTS, Fault
@@ -71,6 +72,8 @@ LABORATORY = {
     "Measurement": "rqlab.measurement",
     "audit": "rqlab.simulation.audit",
     "measure": "rqlab.measurement",
+    "Whereabouts": "rqlab.measurement.whereabouts",
+    "whereabouts": "rqlab.measurement.whereabouts",
     "CHECKS": "rqlab.simulation.checks",
     "EXERCISES": "rqlab.exercises",
     "FAULTS": "rqlab.simulation.faults",
@@ -131,6 +134,7 @@ __all__ = [
     "StoreFull",
     "StoreLocked",
     "ValidationError",
+    "Whereabouts",
     "audit",
     "check_crashes",
     "check_cron",
@@ -148,6 +152,7 @@ __all__ = [
     "memory",
     "open",
     "simulate",
+    "whereabouts",
 ]
 
 

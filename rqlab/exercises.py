@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace
 
 from rqlab import backoff, queues, schedule
-from rqlab.durability import MODES
+from rqlab.durability import MODES, Mode
 from rqlab.errors import RQLabError
 from rqlab.job import NULL
 from rqlab.simulation.audit import audit
@@ -197,8 +197,8 @@ def check_modes(answers: Answer) -> Verdict:
         lambda need, answer: (
             f"{need}: there is no mode {answer!r}; there are {', '.join(MODES)}"
             if answer not in MODES
-            else f"{need}: {answer} is for {MODES[answer].use_when}; a power cut loses "
-            f"{MODES[answer].lost_at_power_cut}; processes: {MODES[answer].processes}"
+            else f"{need}: {answer} is for {MODES[answer].use_when}; a power cut loses {_taken(MODES[answer])}; "
+            f"processes: {MODES[answer].processes}"
         ),
         "the mode follows from what you may lose, and only then from how fast it is.",
     )  # fmt: skip
@@ -356,12 +356,12 @@ def check_mission(result: Answer) -> Verdict:
     lost = int(result.jobs.lost.sum())
     if not lost:
         advice = "another mode" if mode.lost_at_power_cut == "nothing" else "a cut soon after a push"
-        return _wrong(f"{mode.name} lost nothing. A power cut may take {mode.lost_at_power_cut}: try {advice}.")
+        return _wrong(f"{mode.name} lost nothing. A power cut may take {_taken(mode)}: try {advice}.")
     if not result.ok:
         return _right(f"{lost} acknowledged jobs are gone, and {mode.name} had not allowed for that: you have found a "
                       f"bug in rqlab. Please report this line: {result.replay_line}")  # fmt: skip
     return _right(f"{lost} acknowledged jobs are gone. {mode.name} had said so: a power cut loses "
-                  f"{mode.lost_at_power_cut}. Now try durable.")  # fmt: skip
+                  f"{_taken(mode)}. Now try durable.")  # fmt: skip
 
 
 # 11: audit your queue.
@@ -408,6 +408,11 @@ def _check_table(
     if left:
         return _wrong(f"so far so good; still open: {'; '.join(left)}.")
     return _right(lesson)
+
+
+def _taken(mode: Mode) -> str:
+    """What a power cut may take; its row says "the same" where a kill takes it too."""
+    return mode.lost_at_kill if mode.lost_at_power_cut == "the same" else mode.lost_at_power_cut
 
 
 def _listed(values: Iterable[object]) -> str:

@@ -34,6 +34,7 @@ ALLOWED = {
     "queues.py": CHANCE,  # ids and jitter are drawn at the front door
     "measurement/kills.py": {"random"},  # the moment of a kill
     "measurement/paced.py": {"random"},  # from the seed that it is given
+    "measurement/whereabouts.py": {"random"},  # the same
     "power_cut.py": {"random"},  # the same
     "simulation/run.py": {"secrets"},  # the seed, where none is given
     "simulation/recorder.py": {"random"},  # from the seed that it is given

@@ -11,5 +11,6 @@ from rqlab.charts.outcomes import outcome_grid
 from rqlab.charts.retrying import retries
 from rqlab.charts.timelines import timeline
 from rqlab.charts.tradeoffs import tradeoff
+from rqlab.charts.whereabouts import whereabouts
 
-__all__ = ["Chart", "backlog", "backoff_curves", "outcome_grid", "retries", "timeline", "tradeoff"]
+__all__ = ["Chart", "backlog", "backoff_curves", "outcome_grid", "retries", "timeline", "tradeoff", "whereabouts"]

@@ -79,6 +79,13 @@ VERDICTS: dict[str, Look] = {
     "missed": Look("not tried", WHITE, "·"),
 }
 
+#: How far a write had come when everything stopped; what follows is what that means.
+WHEREABOUTS: dict[str, Look] = {
+    "disk": Look("on the disk: survives both", "#bfe3d7", "✓"),
+    "cache": Look("in the kernel's page cache, not yet synced: a power cut takes it", ORANGE, "⌁", "///"),
+    "process": Look("in the memory of its process: kill −9 takes it, and a power cut too", VERMILLION, "✗", "xxx"),
+}
+
 #: Marker, colour and dash of the series of a plot; what has a name keeps its own, whatever else is drawn.
 SERIES: tuple[tuple[str, str, str], ...] = (
     ("o", BLUE, "-"), ("s", ORANGE, "--"), ("^", GREEN, "-."), ("v", VERMILLION, ":"),

@@ -141,7 +141,7 @@ def audit(
     if cuts < 1:
         raise ValueError(f"cuts: expected at least 1, got {cuts}")
     with scratch_directory() as directory:
-        platter, returned = _record(directory, workload, seed)
+        platter, returned = recorded(directory, workload, seed)
     operations = platter.recording.operations
     losses: list[Loss] = []
     with scratch_directory() as scratch:
@@ -187,7 +187,7 @@ def _evenly(moments: Sequence[int], count: int) -> list[int]:
     return [moments[(number + 1) * len(moments) // count - 1] for number in range(count)]
 
 
-def _record(
+def recorded(
     directory: Path, workload: Callable[[Path], Iterable[Hashable]], seed: int
 ) -> tuple[Platter, dict[Hashable, int]]:
     """The disk under a workload, and each job with the length of the log when its push had returned."""
