@@ -21,9 +21,10 @@ from rqlab.lifecycle import ACTIVE, DELAYED, WAITING
 from rqlab.measurement import machine
 from rqlab.queues import SETTINGS_KEY
 from rqlab.storage.cache import SETTINGS
+from rqlab.storage.damage import walk
 from rqlab.storage.entries import SQLITE_VERSION, Condition
 from rqlab.storage.locks import NETWORK_FILE_SYSTEMS, file_system
-from rqlab.storage.place import LAST, place, shelf, until
+from rqlab.storage.place import LAST, shelf, until
 from rqlab.storage.view import ReadOnlyStore
 
 WAL_RESET_FIXED = (
@@ -269,30 +270,14 @@ CHECKS: dict[str, Callable[[Look], Finding]] = {
 
 
 def _unreadable(store: ReadOnlyStore, start: str) -> list[str]:
-    """The ids of the jobs on a shelf whose records cannot be read: by pages, and one by one where a page has one."""
+    """The ids of the jobs on a shelf whose records, or whose data, cannot be read."""
     damaged: list[str] = []
-    following: str | None = start
-    while (at := following) is not None:
+    for job in walk(store, start, start + LAST, PAGE, lambda at, error: damaged.append(at.rpartition("/")[2])):
         try:
-            jobs = store.scan(at, start + LAST, PAGE)
-            following = place(jobs[-1]) + LAST if len(jobs) == PAGE else None
+            store.load(job)
         except StoreCorrupt:
-            following = _after_a_page(store, at, start + LAST, damaged)
+            damaged.append(job.id)
     return damaged
-
-
-def _after_a_page(store: ReadOnlyStore, at: str, end: str, damaged: list[str]) -> str | None:
-    """Read a page one by one, and note what is damaged; where the next page begins."""
-    for _ in range(PAGE):
-        there = store.first(at, end)
-        if there is None:
-            return None
-        job_id, at = there.rpartition("/")[2], there + LAST
-        try:
-            store.get(job_id)
-        except StoreCorrupt:
-            damaged.append(job_id)
-    return at
 
 
 def _unreadable_schedules(store: ReadOnlyStore) -> list[str]:

@@ -9,8 +9,9 @@ import contextlib
 import logging
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import msgspec
 from msgspec.structs import replace
@@ -31,6 +32,7 @@ from rqlab.job import NULL, Counts, Job, State
 from rqlab.lifecycle import ACTIVE, CANCELLED, COMPLETED, DELAYED, DLQ, WAITING, Event
 from rqlab.schedule import Schedule, due
 from rqlab.storage import Store, Transaction
+from rqlab.storage.damage import first_sound, scan_sound, walk
 from rqlab.storage.place import LAST, TIME_DIGITS, expiring, place, shelf, until
 
 T = TypeVar("T")
@@ -106,6 +108,16 @@ class Ending(msgspec.Struct, frozen=True, gc=False):
     final: bool = False  #: DeadLetter
 
 
+class _Look(NamedTuple):
+    """How far the look for the oldest waiting job of a queue has come."""
+
+    start: str  #: the place to go on from; empty: from the head
+    oldest: Job | None  #: so far
+
+
+_FROM_THE_HEAD = _Look("", None)
+
+
 class Engine:
     """The queue's operations on one store; thread-safe as the store is.
 
@@ -117,6 +129,9 @@ class Engine:
         self.store = store
         self.chance = chance
         self.deliver: Callable[[], None] = lambda: None
+        #: Places whose jobs, and lines whose counters, cannot be read: pulls leave them where they are.
+        self._damaged: set[str] = set()
+        self._looks: dict[str, _Look] = {}  #: by queue: where the next look for the oldest waiting job begins
         self._counted: tuple[int, Mapping[str, Mapping[str, int]]] = (-1, {})  #: the store's version, and its counters
 
     # Producers.
@@ -137,7 +152,11 @@ class Engine:
         while len(taken) < request.at_most and self.has_due(request.queues, now):
             rest = replace(request, at_most=request.at_most - len(taken)) if taken else request
             try:
-                jobs, more = self._write(lambda tx, rest=rest: _pull(tx, rest, now))  # type: ignore[misc]
+                jobs, more = self._write(lambda tx, rest=rest: _pull(tx, rest, now, self._damaged))  # type: ignore[misc]
+            except StoreCorrupt:
+                if not self._notice_damage_in_line(rest.queues, now):
+                    raise
+                continue
             except StoreError:
                 if not taken:
                     raise
@@ -151,7 +170,10 @@ class Engine:
         """Whether a pull would find something to move."""
         for queue in queues:
             ready, later = shelf(queue, WAITING), shelf(queue, DELAYED)
-            found = self.store.first(ready, ready + LAST) or self.store.first(later, until(later, now))
+            if ready in self._damaged:
+                continue
+            found = first_sound(self.store, ready, ready + LAST, self._damaged)
+            found = found or first_sound(self.store, later, until(later, now), self._damaged)
             if found and self.store.entry(PAUSED + queue) is None:
                 return True
         return False
@@ -175,8 +197,8 @@ class Engine:
 
         def pull(tx: Transaction) -> list[Job]:
             try:
-                return _pull(tx, request, now)[0] if request is not None and request.at_most else []
-            except StoreCorrupt:  # what has ended is stored all the same; the next pull meets the damage again
+                return _pull(tx, request, now, self._damaged)[0] if request is not None and request.at_most else []
+            except StoreCorrupt:  # what has ended is stored all the same; the next pull meets it again, and leaves it
                 return []
 
         def work(tx: Transaction) -> tuple[list[Job | RQLabError], list[Job]]:
@@ -185,7 +207,12 @@ class Engine:
                 return end(tx), pulled
             return end(tx), pull(tx)
 
-        return self._write(work)
+        try:
+            return self._write(work)
+        except StoreCorrupt:  # counters that a pull would change
+            if request is None or not self._notice_damage_in_line(request.queues, now):
+                raise
+            return self._write(work)
 
     def end(self, ending: Ending, now: int) -> Job:
         """End one run; LeaseLost if it does not hold the job any more."""
@@ -417,22 +444,51 @@ class Engine:
         return self._write(work) == MAX_MOVES
 
     def oldest_waiting_at(self, queue: str) -> int | None:
-        """Since when the longest waiting job waits; too young an answer if MAX_LOOKS jobs tried before stand before it.
+        """Since when the longest waiting job waits.
 
         A line runs in push order, and no job waits since before its push. So within a priority the look ends at the
-        first job that was pushed no earlier than the longest waiting one so far waits: mostly the head itself.
+        first job that was pushed no earlier than the longest waiting one so far waits: mostly the head itself. Where
+        more than MAX_LOOKS jobs that came back stand before it, the next call goes on from there: until it gets to the
+        oldest it names a younger one, and never one that does not wait.
         """
         ready = shelf(queue, WAITING)
-        start, oldest, looks, page = ready, None, 0, 1
-        while looks < MAX_LOOKS and (jobs := self.store.scan(start, ready + LAST, page)):
+        before = self._looks.pop(queue, _FROM_THE_HEAD)
+        oldest = self._as_it_waits(before.oldest)
+        start = before.start if oldest is not None else ""
+        try:
+            oldest, following = self._look_for_oldest(ready, start, oldest)
+        except StoreCorrupt:
+            if not self._notice_damage(start or ready, ready + LAST):
+                raise
+            return self.oldest_waiting_at(queue)
+        if following or start:  # a look in parts: what it found is where the next one begins
+            self._looks[queue] = _Look(following, oldest)
+        return None if oldest is None else _due_at(oldest)
+
+    def _look_for_oldest(self, ready: str, start: str, oldest: Job | None) -> tuple[Job | None, str]:
+        """The oldest among MAX_LOOKS jobs from `start` on, and where to go on; an empty text at the end of the line."""
+        start, looks, page = start or ready, 0, 1
+        while jobs := scan_sound(self.store, start, ready + LAST, page, self._damaged):
             looks += len(jobs)
-            due_at = min(map(_due_at, jobs))
-            oldest = due_at if oldest is None else min(oldest, due_at)
+            candidates = jobs if oldest is None else [oldest, *jobs]
+            oldest = min(candidates, key=_due_at)
             newest = jobs[-1]
-            is_enough = newest.created_at >= oldest  # of this priority; on with the next one
+            is_enough = newest.created_at >= _due_at(oldest)  # of this priority; on with the next one
             start = (place(newest).rpartition("/")[0] if is_enough else place(newest)) + LAST
             page = 1 if is_enough else 20
-        return oldest
+            if looks >= MAX_LOOKS:
+                return oldest, start
+        return oldest, ""
+
+    def _as_it_waits(self, job: Job | None) -> Job | None:
+        """The job if it still waits since then."""
+        if job is None:
+            return None
+        with contextlib.suppress(StoreCorrupt):
+            found = self.store.get(job.id)
+            if found is not None and found.state is WAITING and _due_at(found) == _due_at(job):
+                return found
+        return None
 
     def counters(self) -> Mapping[str, Mapping[str, int]]:
         """The counters of all queues; read again only if something has changed since. Damaged ones are left out.
@@ -446,7 +502,7 @@ class Engine:
                 try:
                     found[queue] = self.store.counters(queue)
                 except StoreCorrupt as error:
-                    log.warning("the counters of queue %s are damaged; rqlab doctor tells more: %s", queue, error)
+                    _warn_of_counters(queue, error)
             self._counted = (version, found)
         return self._counted[1]
 
@@ -470,6 +526,40 @@ class Engine:
             except StoreCorrupt as error:
                 _warn_of_damage(job_id, error)
         return moved
+
+    def _notice_damage_in_line(self, queues: Sequence[str], now: int) -> bool:
+        """Look for what a pull cannot read; whether there is anything new. From now on pulls leave it out."""
+        known = len(self._damaged)
+        for queue in queues:
+            ready, later = shelf(queue, WAITING), shelf(queue, DELAYED)
+            self._notice_damage(ready, ready + LAST)
+            self._notice_damage(later, until(later, now))
+            try:
+                self.store.counters(queue)
+            except StoreCorrupt as error:
+                if ready not in self._damaged:
+                    self._damaged.add(ready)
+                    _warn_of_counters(queue, error)
+        return len(self._damaged) > known
+
+    def _notice_damage(self, start: str, end: str) -> bool:
+        """Look for jobs that cannot be read, as far as a pull looks; whether there are new ones.
+
+        They stay where they are: what a restored backup, or a look with other tools, may mend is not ours to move.
+        """
+        known = len(self._damaged)
+
+        def tell(at: str, error: StoreCorrupt) -> None:
+            if at not in self._damaged:
+                self._damaged.add(at)
+                _warn_of_damage(at.rpartition("/")[2], error)
+
+        for job in islice(walk(self.store, start, end, 1, tell), 2 * MAX_MOVES):
+            try:
+                self.store.load(job)
+            except StoreCorrupt as error:  # its record is there, its data is gone
+                tell(place(job), error)
+        return len(self._damaged) > known
 
     def _holds(self, held: Job) -> bool:
         try:
@@ -601,17 +691,18 @@ def _take_key(tx: Transaction, job: Job, return_holder: bool, beside: Sequence[J
     raise DuplicateKey(job.queue, job.unique_key, None if any(each.id == holder for each in beside) else holder)
 
 
-def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
+def _pull(tx: Transaction, request: Pull, now: int, damaged: Collection[str]) -> tuple[list[Job], bool]:
     """Jobs for a worker, and whether the transaction was full before the worker was served.
 
-    A damaged queue holds up no other: its StoreCorrupt is raised when the others have nothing.
+    What is `damaged` is left where it is. A queue with damage that is new holds up no other: its StoreCorrupt is raised
+    when the others have nothing.
     """
     taken: list[Job] = []
     moves = MAX_MOVES
     damage: StoreCorrupt | None = None
     for queue in request.queues:
         try:
-            moves = _pull_from(tx, queue, request, now, taken, moves)
+            moves = _pull_from(tx, queue, request, now, taken, moves, damaged)
         except StoreCorrupt as error:
             damage = error
     if damage is not None and not taken:
@@ -619,19 +710,21 @@ def _pull(tx: Transaction, request: Pull, now: int) -> tuple[list[Job], bool]:
     return taken, moves <= 0
 
 
-def _pull_from(tx: Transaction, queue: str, request: Pull, now: int, taken: list[Job], moves: int) -> int:
+def _pull_from(
+    tx: Transaction, queue: str, request: Pull, now: int, taken: list[Job], moves: int, damaged: Collection[str]
+) -> int:
     """Add the queue's next jobs to `taken`; how many moves are left.
 
     Delayed jobs that are due join the line first, those due longest before others, and as many as leave room for the
     pull itself: it takes the best of the line as it then is. So of more than MAX_MOVES due jobs a later one may be
     overtaken, whatever its priority; no caller pays for the promotion of all.
     """
-    if tx.entry(PAUSED + queue) is not None:
-        return moves
-    moves -= _promote(tx, queue, now, max(moves - request.at_most, moves // 2))
     ready = shelf(queue, WAITING)
+    if tx.entry(PAUSED + queue) is not None or ready in damaged:
+        return moves
+    moves -= _promote(tx, queue, now, max(moves - request.at_most, moves // 2), damaged)
     while moves > 0 and len(taken) < request.at_most:
-        jobs = tx.scan(ready, ready + LAST, min(request.at_most - len(taken), moves))
+        jobs = scan_sound(tx, ready, ready + LAST, min(request.at_most - len(taken), moves), damaged)
         if not jobs:
             break
         for job in jobs:
@@ -651,9 +744,9 @@ def _due_at(job: Job) -> int:
     return job.updated_at if job.delay_until is None else job.delay_until
 
 
-def _promote(tx: Transaction, queue: str, now: int, limit: int) -> int:
+def _promote(tx: Transaction, queue: str, now: int, limit: int, damaged: Collection[str]) -> int:
     later = shelf(queue, DELAYED)
-    jobs = tx.scan(later, until(later, now), limit) if limit > 0 else []
+    jobs = scan_sound(tx, later, until(later, now), limit, damaged) if limit > 0 else []
     for job in jobs:
         _change(tx, Event.PROMOTE, job, lifecycle.promote(job, now), now)
     return len(jobs)
@@ -718,6 +811,10 @@ def _move_from(tx: Transaction, job_id: str, at: str, move: Callable[[Transactio
 
 def _warn_of_damage(job_id: str, error: StoreCorrupt) -> None:
     log.warning("job %s is damaged and left where it is; rqlab doctor tells more: %s", job_id, error)
+
+
+def _warn_of_counters(queue: str, error: StoreCorrupt) -> None:
+    log.warning("the counters of queue %s are damaged; rqlab doctor tells more: %s", queue, error)
 
 
 def _required(tx: Transaction, job_id: str, attempted: str) -> Job:

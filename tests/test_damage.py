@@ -1,7 +1,7 @@
 """A damaged entry holds up nothing but itself: the others go on, and the log says which it is."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -145,3 +145,67 @@ def test_a_queue_whose_counters_are_damaged_stops_no_other(
         assert again.get(sound).state is State.WAITING
         assert list(again.metrics()["queues"]) == ["b"]
         assert any("queue a" in record.getMessage() for record in caplog.records)
+
+
+# In line: pulls go round it.
+
+
+@pytest.fixture(params=["record", "data"])
+def ruin(request: pytest.FixtureRequest) -> Callable[[rqlab.Queues, str], None]:
+    """What can be damaged of a job: its record, or its large data."""
+    if request.param == "record":
+        return damage
+    return lambda rq, job_id: rq._store.write(lambda tx: tx.delete_entry(f"payload/{job_id}"))
+
+
+@pytest.mark.parametrize("delay", [None, 1])
+def test_a_damaged_job_in_line_holds_up_none_behind_it(
+    rq: rqlab.Queues,
+    wall: Wall,
+    delay: float | None,
+    ruin: Callable[[rqlab.Queues, str], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ids = [rq.push("q", "n", "x" * 5_000, delay=delay) for _ in range(5)]
+    ruin(rq, ids[0])
+    ruin(rq, ids[2])
+    wall.advance(2)
+
+    assert [job.id for job in rq.pull("q", 2)] == [ids[1], ids[3]]
+    assert [job.id for job in rq.pull("q", 2)] == [ids[4]]
+    assert rq.pull("q") == []
+    said = [record.getMessage() for record in caplog.records if "is damaged" in record.getMessage()]
+    assert [sum(job_id in line for line in said) for job_id in ids] == [1, 0, 1, 0, 0], "named once, not at every pull"
+    assert rq.path is not None
+    (finding,) = (each for each in doctor.examine(rq.path, wall.now) if each.check == "records")
+    assert finding.found["jobs"] == sorted((ids[0], ids[2]))
+
+
+def test_a_worker_goes_round_a_damaged_job_and_is_idle_at_the_end(rq: rqlab.Queues) -> None:
+    ids = rq.push_many("q", [{"name": "n"}] * 4)
+    damage(rq, ids[1])
+
+    assert rq.drain("q", lambda job: None) == {"completed": 3}
+    assert not rq._engine.has_due(["q"], 2**45), "or it would look again and again"
+
+
+def test_the_age_of_the_line_is_read_past_damage(rq: rqlab.Queues, wall: Wall) -> None:
+    ids = rq.push_many("q", [{"name": "n"}] * 2)
+    wall.advance(5)
+    damage(rq, ids[0])
+
+    assert rq.metrics()["queues"]["q"]["oldest_waiting_seconds"] == 5.0
+
+
+def test_hybrid_opens_beside_a_damaged_job_and_leaves_it_on_the_disk(
+    rq: rqlab.Queues, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = rq.push_many("q", [{"name": "n"}] * 3)
+    damage(rq, ids[1])
+    rq.close()
+
+    with rqlab.open(rq.path or "", "hybrid") as again:
+        assert [job.id for job in again.pull("q", 3)] == [ids[0], ids[2]]
+        with pytest.raises(StoreCorrupt):
+            again.get(ids[1])
+    assert any(ids[1] in record.getMessage() for record in caplog.records)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rqlab.engine import BUCKETS, LISTED, MAX_MOVES, TOTALS, Ending, Engine, Pull, Push
+from rqlab.engine import BUCKETS, LISTED, MAX_LOOKS, MAX_MOVES, TOTALS, Ending, Engine, Pull, Push
 from rqlab.errors import DuplicateKey, InvalidState, JobNotFound, LeaseLost, RQLabError, StoreError
 from rqlab.ids import Ids
 from rqlab.job import FINISHED, Job, State
@@ -837,6 +837,24 @@ def test_jobs_that_come_back_to_the_head_of_the_line_hide_no_backlog(engine: Eng
     assert engine.get(delayed).delay_until == NOW - 1_000
 
     assert engine.oldest_waiting_at("q") == NOW - 3_000
+
+
+def test_more_jobs_that_came_back_than_one_look_reads_hide_the_oldest_for_a_few_looks_only(engine: Engine) -> None:
+    many = 3 * MAX_LOOKS
+    engine.push([pushing(backoff_delay=0.0) for _ in range(many)], NOW - 9_000)
+    oldest = push(engine, NOW - 5_000)
+    jobs = [job for _ in range(many // 500) for job in pull(engine, NOW - 4_000, at_most=500)]
+    for job in jobs:
+        engine.end(Ending(job, Event.RELEASE), NOW - 100)
+
+    seen = [engine.oldest_waiting_at("q") for _ in range(12)]
+
+    assert seen[0] == NOW - 100
+    found_after = seen.index(NOW - 5_000)
+    assert found_after <= 4
+    assert set(seen[found_after:]) == {NOW - 5_000}, "and it stays found"
+    engine.cancel(oldest, NOW)
+    assert engine.oldest_waiting_at("q") == NOW - 100, "never one that does not wait"
 
 
 @settings(max_examples=100, deadline=None)

@@ -61,7 +61,7 @@ def normal_in_durable(patch: Patch) -> None:
 
 def lost_wake_up(patch: Patch) -> None:
     """A delayed job is promoted by nobody."""
-    patch.setattr("rqlab.engine._promote", lambda tx, queue, now, limit: 0)  # a pull's own
+    patch.setattr("rqlab.engine._promote", lambda *ignored: 0)  # a pull's own
     patch.setattr(Engine, "promote", lambda self, queue, now: False)  # housekeeping's
 
 

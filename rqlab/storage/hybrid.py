@@ -8,23 +8,27 @@ change and not undone, and neither an error, an interrupt nor a snapshot that fa
 deletion is undone with it, for what is not in memory may stand on the disk.
 """
 
+import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from rqlab.errors import RQLabError, StoreBusy, StoreError
+from rqlab.errors import RQLabError, StoreBusy, StoreCorrupt, StoreError
 from rqlab.job import FINISHED, Job
 from rqlab.storage import Transaction
+from rqlab.storage.damage import walk
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.entries import DATA_APART_BYTES, Step, counter_rows, deletions, job_rows
 from rqlab.storage.memory import ABSENT, Entry, MemoryStore, MemoryTransaction
 from rqlab.storage.place import LAST, SHELVES, place
 
 T = TypeVar("T")
+
+log = logging.getLogger("rqlab")
 
 BOUND = 4  # times max_dirty: with so many unsafe writes, writers wait
 PAGE = 1_000  # finished jobs read from the disk at once
@@ -286,7 +290,7 @@ class HybridStore(MemoryStore):
         """Live jobs, without data that is kept apart; side entries; counters."""
         names: dict[str, str] = {}
         for start in LIVE:
-            for job in _walk(self.disk, start, start + LAST):
+            for job in walk(self.disk, start, start + LAST, LOAD_PAGE, _warn):
                 self._jobs[job.id] = _lean(job, names)
         self._entries.update(self.disk.side_entries())
         self._counters.update({queue: dict(self.disk.counters(queue)) for queue in self.disk.queues()})
@@ -473,7 +477,5 @@ def _lean(job: Job, names: dict[str, str]) -> Job:
     )
 
 
-def _walk(disk: DiskStore, start: str, end: str) -> Iterator[Job]:
-    while jobs := disk.scan(start, end, LOAD_PAGE):
-        yield from jobs
-        start = place(jobs[-1]) + LAST
+def _warn(at: str, error: StoreCorrupt) -> None:
+    log.warning("job %s is damaged and left where it is; rqlab doctor tells more: %s", at.rpartition("/")[2], error)
