@@ -307,6 +307,26 @@ def test_no_word_of_the_svg_covers_another(jobs: int, by: str) -> None:
     assert clashes == []
 
 
+def test_the_word_of_a_power_cut_has_room_whatever_else_happens_and_wherever_it_comes() -> None:
+    crashes = [(19.0 + n / 100, "worker crash", f"worker-{n}") for n in range(9)]
+    told = result([("a", 1, "w", 0.0, 20.0, "completed")], [*crashes, (19.99, "power cut", "")])
+
+    drawn = svg_of(told, "worker")
+
+    (words,) = [text for text in drawn.iter(f"{SVG}text") if "power cut" in (text.text or "")]
+    _, _, width, _ = map(float, drawn.attrib["viewBox"].split())
+    assert words.text == "⌁ power cut"
+    assert float(words.attrib["x"]) + len(words.text) * svg.LETTER <= width
+
+
+def test_words_that_are_not_there_take_no_room() -> None:
+    quiet = svg_of(result([("a", 1, "w", 0.0, 20.0, "completed")]), "worker")
+    crashed = svg_of(result([("a", 1, "w", 0.0, 20.0, "completed")], [(3.0, "power cut", "")]), "worker")
+    heights = [float(each.attrib["viewBox"].split()[3]) for each in (quiet, crashed)]
+
+    assert heights[1] - heights[0] == svg.WORD_HIGH
+
+
 def test_every_hatched_look_has_a_pattern() -> None:
     tables = (looks.STATES, looks.OUTCOMES, looks.VERDICTS)
     hatches = {look.hatch for table in tables for look in table.values()} | {looks.WAIT.hatch}

@@ -16,6 +16,7 @@ FAINT = "var(--jp-border-color2, #8884)"
 FONT = "font-family:var(--jp-ui-font-family, system-ui, sans-serif)"
 
 LEFT, RIGHT, TOP = 92, 24, 45  # pixels beside and above the lanes
+WORD_ROWS, WORD_HIGH = 3, 13  # of the words of faults, above the lanes: they fill TOP
 LETTER = 6.1  # pixels a letter of 11 px takes, at most on average: texts are kept apart by this
 
 #: Patterns of the second cue, drawn over a fill; the names are matplotlib's hatches.
@@ -45,9 +46,12 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     height = TOP + lanes + 22 + 18 * _legend_rows(drawn, width)
     scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
     zero = LEFT - drawn.start * scale
+    words = _words(drawn, zero, scale, width)
+    empty = WORD_HIGH * (WORD_ROWS - 1 - max((row for _, row, _ in words), default=-1))  # above the words
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}" fill="currentColor">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {empty} {width} {height - empty}" '
+        f'width="{width}" role="img" fill="currentColor" '
+        f'style="max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}">'
         f"<title>Timeline by {drawn.by}</title><desc>{text(drawn.said(), 2000)}</desc>",
         _patterns(drawn.legend, name),
         _axis(drawn, zero, scale, pitch, lanes),
@@ -67,7 +71,8 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     if drawn.ticks:
         beats = "".join(f"M{zero + at * scale:.1f} {TOP + (row + 0.72) * pitch:.1f}v4" for row, at in drawn.ticks)
         parts.append(f'<path d="{beats}" stroke="currentColor" fill="none"><title>heartbeats</title></path>')
-    parts += _marks(drawn, zero, scale, pitch, lanes, width)
+    parts += _marks(drawn, zero, scale, pitch, lanes)
+    parts += [f'<text x="{x:.1f}" y="{TOP - 5 - WORD_HIGH * row}">{text(said)}</text>' for x, row, said in words]
     parts.append(_legend(drawn, TOP + lanes + 34, width, name))
     parts.append("</svg>")
     return "".join(parts)
@@ -151,8 +156,8 @@ def _bar(bar: Bar, zero: float, scale: float, pitch: int, name: str, by: str) ->
     )
 
 
-def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int, width: int) -> list[str]:
-    """Lines of faults with their words, and the final glyphs."""
+def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int) -> list[str]:
+    """Lines of faults, and the final glyphs."""
     parts = []
     for mark in drawn.marks:
         x = zero + mark.at * scale
@@ -170,26 +175,24 @@ def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int, w
             f'<path d="M{x:.1f} {top}v{high}" stroke="{colour}" stroke-width="2" stroke-dasharray="4 2">'
             f"<title>{said}</title></path>"
         )
-    return parts + [
-        f'<text x="{x:.1f}" y="{TOP - 5 - 13 * row}">{text(words)}</text>'
-        for x, row, words in _words(drawn, zero, scale, width)
-    ]
+    return parts
 
 
 def _words(drawn: Timeline, zero: float, scale: float, width: int) -> list[tuple[float, int, str]]:
-    """The words above the lines of faults, as far as three rows have room; a power cut's first: it strikes everything.
+    """The words above the lines of faults, as far as there is room: (left, row, words). A power cut's come first.
 
-    They are in the ink of the page: in the colours of their lines they could not be read.
+    They are in the ink of the page: in the colours of their lines they could not be read. At the right edge, where the
+    newest are, they move in.
     """
-    taken: list[list[tuple[float, float]]] = [[], [], []]
+    taken: list[list[tuple[float, float]]] = [[] for _ in range(WORD_ROWS)]
     placed = []
     for mark in sorted((mark for mark in drawn.marks if mark.fault), key=lambda mark: mark.look != FAULTS["power cut"]):
-        left = zero + mark.at * scale - 3
         for words in (mark.label, mark.look.glyph):
-            right = left + len(words) * LETTER + 9
-            free = [row for row in range(len(taken)) if all(right <= start or end <= left for start, end in taken[row])]
-            if free and right - 3 <= width:
-                taken[free[0]].append((left, right))
+            wide = len(words) * LETTER + 6
+            left = min(zero + mark.at * scale - 3, width - wide)
+            free = [n for n, row in enumerate(taken) if all(left + wide + 3 <= a or b <= left for a, b in row)]
+            if free:
+                taken[free[0]].append((left, left + wide + 3))
                 placed.append((left, free[0], words))
                 break
     return placed
