@@ -56,6 +56,8 @@ if (
         check_stall_timeout,
         check_waits,
     )
+    from rqlab.exploration import explore
+    from rqlab.exploration.result import Exploration
     from rqlab.measurement import Measurement, measure
     from rqlab.measurement.whereabouts import Whereabouts, whereabouts
     from rqlab.simulation.audit import Audit, audit
@@ -69,8 +71,10 @@ __version__ = "0.1.0"
 #: The laboratory: where each of its names is found.
 LABORATORY = {
     "Audit": "rqlab.simulation.audit",
+    "Exploration": "rqlab.exploration.result",
     "Measurement": "rqlab.measurement",
     "audit": "rqlab.simulation.audit",
+    "explore": "rqlab.exploration",
     "measure": "rqlab.measurement",
     "Whereabouts": "rqlab.measurement.whereabouts",
     "whereabouts": "rqlab.measurement.whereabouts",
@@ -110,6 +114,7 @@ __all__ = [
     "Delivery",
     "DuplicateKey",
     "Event",
+    "Exploration",
     "Fault",
     "FormatTooNew",
     "InvalidState",
@@ -148,6 +153,7 @@ __all__ = [
     "check_seed",
     "check_stall_timeout",
     "check_waits",
+    "explore",
     "measure",
     "memory",
     "open",

@@ -9,6 +9,10 @@ def main() -> None:
         from rqlab.executors.child import main as serve
 
         serve(int(sys.argv[2]))
+    elif len(sys.argv) == 3 and sys.argv[1] == "_explore":
+        from rqlab.exploration.child import main as call
+
+        call(int(sys.argv[2]))
     else:
         from rqlab.cli import main as run
 

@@ -1,4 +1,6 @@
-"""The commands of the laboratory: `rqlab simulate` and `rqlab replay`. They decide nothing; cli.py takes them in.
+"""The commands of the laboratory: `rqlab simulate`, `rqlab replay` and `rqlab explore`.
+
+They decide nothing; cli.py takes them in.
 
 A broken promise ends with exit code 1, the line that replays it and its plan as Python.
 """
@@ -10,18 +12,23 @@ from typing import Annotated, Any
 
 import typer
 
+from rqlab.durability import MODES
 from rqlab.errors import ValidationError
+from rqlab.exploration import BUGS
+from rqlab.exploration import explore as hunt
 from rqlab.simulation.result import SimulationResult
 from rqlab.simulation.run import replay as run_again
 from rqlab.simulation.run import simulate as run
 
 BROKEN = 1  # the exit code
+INTERRUPTED = 130  # the exit code of what Ctrl-C ended, in every shell
 
 
 def add_to(app: typer.Typer) -> None:
     """Make these commands of `app`."""
     app.command()(simulate)
     app.command()(replay)
+    app.command()(explore)
 
 
 def simulate(
@@ -89,6 +96,69 @@ def replay(
     _show(now, f"replayed {file}: {same}", is_broken=now.hash != then.hash, shrink=shrink)
 
 
+def explore(
+    seeds: Annotated[str, typer.Argument(metavar="SEEDS", help="How many, from 0; or which: 10000-19999.")] = "1000",
+    durability: Annotated[
+        str, typer.Option(metavar="MODE[,MODE…]", help="Durability modes; all: every one.")
+    ] = "durable",
+    store: Annotated[str, typer.Option(help="disk, or memory: faster, without the faults of a disk.")] = "disk",
+    crashes: Annotated[int, typer.Option(help="Worker crashes, process kills and power cuts a seed.")] = 3,
+    faults: Annotated[
+        float | None, typer.Option(help="Other faults a seed, about; 0: none. A few if not given.", show_default=False)
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Jobs a seed.")] = 24,
+    workers: Annotated[int, typer.Option(help="Workers a seed.")] = 3,
+    handler: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:HANDLER", help="Your own handler, run for real.", show_default=False),
+    ] = None,
+    processes: Annotated[int | None, typer.Option(help="Child processes; 0: none.", show_default="one a core")] = None,
+    bugs: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where plans that break a promise are kept, and run first.")
+    ] = Path(BUGS),
+    stop_after: Annotated[int, typer.Option(help="End when so many seeds have broken a promise; 0: go on.")] = 20,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw what each crash took.", show_default=False)
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Simulate under many seeds, and show what broke and why.
+
+    Plans that break a promise are shrunk and kept. Ctrl-C ends it, shows what there is, and exits with 130. Exit code
+    1 if a promise was broken or a process died.
+    """
+    options: dict[str, Any] = {} if faults is None else {"faults": faults or ()}
+    found = hunt(
+        _seeds(seeds),
+        durability=list(MODES) if durability == "all" else durability.split(","),
+        store=store,
+        crashes=crashes,
+        jobs=jobs,
+        workers=workers,
+        handler=None if handler is None else _loaded(handler),
+        processes=processes,
+        bugs=bugs,
+        stop_after=stop_after or None,
+        progress=not quiet,
+        **options,
+    )
+    print(found)
+    if plot is not None:
+        found.plot().save(plot)
+    if not found.ok:
+        raise typer.Exit(BROKEN)
+    if not found.is_complete:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _seeds(text: str) -> int | range:
+    first, dash, last = text.partition("-")
+    try:
+        return range(int(first), int(last) + 1) if dash else int(first)
+    except ValueError:
+        raise ValidationError(f"seeds: expected a number, such as 1000, or a range, 500-999; got {text!r}") from None
+
+
 def _show(
     result: SimulationResult, said: str = "", *, is_broken: bool = False, shrink: bool = False, handler: Any = None
 ) -> None:
@@ -109,13 +179,12 @@ def _loaded(name: str) -> Any:
     module_name, _, attribute = name.partition(":")
     if not attribute:
         raise ValidationError(f"handler: expected MODULE:HANDLER; got {name!r}")
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # and it stays: children of `explore` import from there too
     try:
         found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         raise ValidationError(f"handler: cannot load {name!r}: {error}") from error
-    finally:
-        sys.path.pop(0)
     return found

@@ -22,7 +22,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 CLOCK_READERS = {
     "queues.py", "supervisor.py", "cli.py", "demo.py", "tables.py", "testing.py",
     "measurement/callers.py", "measurement/cuts.py", "measurement/kills.py", "measurement/machine.py",
-    "measurement/progress.py", "widgets/ticker.py",
+    "measurement/progress.py", "widgets/ticker.py", "exploration/__init__.py", "exploration/hunting.py",
 }  # fmt: skip
 CLOCKS = {"time", "sched", "timeit"}  # modules that tell the time, or pass it
 CHANCE = {"random", "secrets", "uuid"}  # modules that draw numbers

@@ -7,16 +7,7 @@ from typing import Any
 import pytest
 import typer
 from msgspec.structs import replace
-
-import rqlab
-from rqlab import experiments, lifecycle
-from rqlab.job import Outcome, State
-from rqlab.simulation import shrinking
-from rqlab.simulation.chance import Chance
-from rqlab.simulation.faults import Fault
-from rqlab.simulation.result import SimulationResult
-from rqlab.simulation.run import simulate
-from tests.test_planted_bugs import (
+from planted_bugs import (
     DISK,
     HYBRID,
     MEMORY,
@@ -29,6 +20,15 @@ from tests.test_planted_bugs import (
     no_stall_recovery,
     normal_in_durable,
 )
+
+import rqlab
+from rqlab import experiments, lifecycle
+from rqlab.job import Outcome, State
+from rqlab.simulation import shrinking
+from rqlab.simulation.chance import Chance
+from rqlab.simulation.faults import Fault
+from rqlab.simulation.result import SimulationResult
+from rqlab.simulation.run import simulate
 
 
 def first_broken(check: str, least: int = 0, **options: Any) -> SimulationResult:

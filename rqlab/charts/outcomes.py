@@ -51,7 +51,10 @@ def marks(frame: Table) -> Grid:
         raise ValueError(f"verdict: expected one of {', '.join(WORST_FIRST)}; got {wrong!r}")
     seeds = list(dict.fromkeys(seed for seed, _, _, _ in told))
     points = list(dict.fromkeys(crash for _, crash, _, _ in told))
-    if all(isinstance(point, int | float) for point in points):
+    order = getattr(getattr(frame, "dtypes", {}).get("crash"), "categories", ())  # of a categorical column
+    if len(order):
+        points.sort(key=list(order).index)
+    elif all(isinstance(point, int | float) for point in points):
         points.sort()
     row_of, row_names = _rows(seeds, told)
     column_of, column_names = _columns(points)
@@ -101,7 +104,8 @@ def outcome_grid(frame: Table, *, ax: "Axes | None" = None, dark: bool = False) 
     """Draw what was held, lost as the mode allows, or violated, by seed and crash point.
 
     `frame` has one row a crash: seed, crash, verdict (`held`, `lost`, `violated`) and replay, the line that does it
-    again. A cell that stands for several crashes shows the worst. ValueError for another verdict.
+    again. Columns are in the order of the crashes' categories, if they
+    have some. A cell that stands for several crashes shows the worst. ValueError for another verdict.
     """
     drawn = marks(frame)
     look = theme(dark)

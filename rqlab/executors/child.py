@@ -34,13 +34,13 @@ from rqlab.lifecycle import cut
 def main(fd: int) -> None:
     """Serve the parent on the socket `fd` until it closes."""
     os.set_inheritable(fd, False)  # what a handler starts must not keep it open when this process is gone
-    _leave_signals_to_the_parent()
+    leave_signals_to_the_parent()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a process that is killed flushes nothing
     _Child(Connection(fd)).serve()
 
 
-def _leave_signals_to_the_parent() -> None:
+def leave_signals_to_the_parent() -> None:
     """Ctrl-C reaches the whole terminal, a service manager's SIGTERM the whole group: the parent decides what it means.
 
     They are handled by nothing rather than ignored: what a handler starts would inherit that, and could not be ended.

@@ -111,8 +111,7 @@ class ProcessExecutor:
 
     def __init__(self, handlers: Handlers, concurrency: int, on_end: OnEnd) -> None:
         self.concurrency = concurrency
-        paths = [path or str(Path.cwd()) for path in sys.path]
-        self._setup = Setup(paths, os.environ.get("PYTHONPATH"), packed(handlers))
+        self._setup = Setup(import_paths(), os.environ.get("PYTHONPATH"), packed(handlers))
         self._on_end = on_end
         self._finished: deque[Finished] = deque()
         self._busy: dict[Run, _Child] = {}
@@ -183,15 +182,7 @@ class _Child:
     def __init__(self, setup: Setup, on_end: Callable[[Run, Report], None]) -> None:
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            # No `start_new_session`: a child that its terminal cannot reach is harder to find. -P: what lies in the
-            # current directory is not imported instead of what the parent would import.
-            with _held_back(TERMINAL_SIGNALS):
-                self.process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "rqlab", "_child", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    env={**os.environ, "PYTHONPATH": os.pathsep.join(setup.paths)},
-                )
+            self.process = started_child("_child", theirs, setup.paths)
             self._connection = Connection(ours.detach())
         self._on_end = on_end
         self._runs: SimpleQueue[Run | None] = SimpleQueue()
@@ -244,7 +235,7 @@ class _Child:
                 assert isinstance(said, Ready), "a child first says whether it is ready"
                 problem = said.error
         except (EOFError, OSError):
-            problem = f"it ended before it was ready: {self._how_it_ended()}"
+            problem = f"it ended before it was ready: {how_it_ended(self.process)}"
         return problem
 
     def _converse(self, run: Run) -> Report:
@@ -268,7 +259,7 @@ class _Child:
             self.kill()
             return Report(event="fail", error=f"the process that ran the handler is out of step: {error}")
         except (EOFError, OSError):
-            died = f"the process that ran the handler died: {self._how_it_ended()}"
+            died = f"the process that ran the handler died: {how_it_ended(self.process)}"
             self.kill()
             return Report(event="fail", error=died)
 
@@ -287,15 +278,6 @@ class _Child:
             lost = str(error)
         self._connection.send_bytes(encode(Said(lost)))
 
-    def _how_it_ended(self) -> str:
-        try:
-            code = self.process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "it closed its connection and is still running"
-        if code >= 0:
-            return f"exit code {code}"
-        return f"killed by signal {-code} ({signal.Signals(-code).name})"
-
 
 def _fit(child: _Child) -> _Child | None:
     """The child, if it may be given another run; else what is left of it is cleared away."""
@@ -303,6 +285,37 @@ def _fit(child: _Child) -> _Child | None:
         return child
     child.kill()
     return None
+
+
+def import_paths() -> list[str]:
+    """Where this process imports from, as a child elsewhere must be told it."""
+    return [path or str(Path.cwd()) for path in sys.path]
+
+
+def started_child(role: str, theirs: socket.socket, paths: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """`python -m rqlab ROLE` with its end of a socket.
+
+    No `start_new_session`: a child that its terminal cannot reach is harder to find. -P: what lies in the current
+    directory is not imported instead of what the parent would import.
+    """
+    with _held_back(TERMINAL_SIGNALS):
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "rqlab", role, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+
+
+def how_it_ended(process: "subprocess.Popen[bytes]") -> str:
+    """The end of a child, in words."""
+    try:
+        code = process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return "it closed its connection and is still running"
+    if code >= 0:
+        return f"exit code {code}"
+    return f"killed by signal {-code} ({signal.Signals(-code).name})"
 
 
 @contextlib.contextmanager

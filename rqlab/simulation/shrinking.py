@@ -42,13 +42,14 @@ def shrink(
     *,
     budget: int = BUDGET,
     handler: Handler | Mapping[str, Handler] | None = None,
-    on_run: Callable[[int], object] = lambda runs: None,
+    on_run: Callable[[int], bool] = lambda runs: False,
 ) -> Shrunk:
     """The smallest simulation found within `budget` runs that breaks the promise that `result` broke first.
 
     Fewer faults, then fewer jobs and workers, then simpler parameters, then, if a power cut is left, an earlier
     operation of the disk to cut at; and again, until nothing is simpler. `on_run` is called after each run with their
-    number. ValidationError if nothing broke or the handler is missing; RQLabError if it does not break again.
+    number; if it says True, the search ends there. ValidationError if nothing broke or the handler is missing;
+    RQLabError if it does not break again.
     """
     arguments.whole(budget, "budget", 1)
     if result.ok:
@@ -106,7 +107,7 @@ def _cut_at(operation: int, how: str) -> Fault:
 class _Search:
     """The best guess so far, and what it costs to look for a better one."""
 
-    def __init__(self, result: SimulationResult, handler: Any, budget: int, on_run: Callable[[int], object]) -> None:
+    def __init__(self, result: SimulationResult, handler: Any, budget: int, on_run: Callable[[int], bool]) -> None:
         self.seed = result.seed
         self.check = result.violations[0].check
         self.best: _Guess
@@ -115,6 +116,7 @@ class _Search:
         self._handler = handler
         self._budget = budget
         self._on_run = on_run
+        self._is_over = False
         self._tried: set[bytes] = set()
 
     def confirm(self, first: _Guess) -> None:
@@ -132,7 +134,7 @@ class _Search:
         if key in self._tried:
             return False
         self._tried.add(key)
-        if self.runs >= self._budget:
+        if self.runs >= self._budget or (self._is_over and self.runs):
             raise _BudgetIsUp
         self.runs += 1
         try:
@@ -140,7 +142,7 @@ class _Search:
         except ValidationError:  # a guess that makes no sense, such as a disk fault in memory
             return False
         finally:
-            self._on_run(self.runs)
+            self._is_over = self._on_run(self.runs)
         if self.check not in {violation.check for violation in result.violations}:
             return False
         self.best, self.best_result = guess, result

@@ -93,7 +93,14 @@ class Stage:
         world.run(allowed_until)
         self._count()
         if not self.judge.violations:
-            self.judge.rest(allowed_until, self._pushes_failed, world.steps >= world.steps_allowed)
+            self.judge.rest(allowed_until, self._pushes_refused(), world.steps >= world.steps_allowed)
+
+    def _pushes_refused(self) -> int:
+        """Pushes since it is calm that failed and should not have. Where writes are safe later, the first caller after
+        a flush that failed is told so; the last fault may have been behind that, however long ago it was.
+        """
+        has_keeper = any(process.keeper.keeper is not None for process in self.processes)
+        return max(self._pushes_failed - has_keeper, 0)
 
     def _plan(self, fault: Fault, same: int) -> None:
         if fault.at <= 0:

@@ -1,0 +1,150 @@
+"""Bugs to plant in the production code, each a change to one seam of it and nothing of the simulation."""
+
+from typing import Any
+
+import pytest
+
+from rqlab import backoff, lifecycle
+from rqlab.engine import Engine
+from rqlab.errors import StoreCorrupt
+from rqlab.lifecycle import Event
+from rqlab.storage import disk, memory
+from rqlab.storage.hybrid import HybridStore
+
+#: What `simulate` is told, so that a plant is noticed.
+MEMORY: dict[str, Any] = {"store": "memory", "jobs": 30, "faults": 9}
+HYBRID: dict[str, Any] = {"durability": "hybrid", "crashes": 4, "jobs": 30, "faults": 9}
+DISK: dict[str, Any] = {"jobs": 16}
+
+Patch = pytest.MonkeyPatch
+
+
+def no_fencing(patch: Patch) -> None:
+    """An ack is believed whoever holds the job by now."""
+
+    def fence(stored: Any, held: Any) -> Any:
+        if stored is None or stored.state is not lifecycle.ACTIVE:
+            raise lifecycle.LeaseLost("not active")
+        return stored
+
+    patch.setattr(lifecycle, "fence", fence)
+
+
+def no_stall_recovery(patch: Patch) -> None:
+    """Nobody takes a job from a worker that is gone."""
+    patch.setattr(Engine, "recover", lambda self, queue, judged_until, now: [])
+
+
+def max_attempts_ignored(patch: Patch) -> None:
+    """A job is tried for ever."""
+    charge = lifecycle._charge
+
+    def forever(job: Any, *arguments: Any) -> Any:
+        charged = charge(lifecycle.replace(job, max_attempts=1_000_000), *arguments)
+        return lifecycle.replace(charged, max_attempts=job.max_attempts)
+
+    patch.setattr(lifecycle, "_charge", forever)
+
+
+def early_retry(patch: Patch) -> None:
+    """A retry forgets half of its backoff."""
+    patch.setattr(lifecycle, "retry_in", lambda job, draw: backoff.retry_in(job, draw) // 2)
+
+
+def normal_in_durable(patch: Patch) -> None:
+    """A commit returns before it is on the disk."""
+    patch.setitem(disk.SETTINGS, "sqlite_synchronous", 1)
+
+
+def lost_wake_up(patch: Patch) -> None:
+    """A delayed job is promoted by nobody."""
+    patch.setattr("rqlab.engine._promote", lambda *ignored: 0)  # a pull's own
+    patch.setattr(Engine, "promote", lambda self, queue, now: False)  # housekeeping's
+
+
+def counters_only_rise(patch: Patch) -> None:
+    """A job that moves on is counted in, and not counted out."""
+
+    def count_in(tx: Any, job: Any, replacing: Any) -> None:
+        if replacing is None or replacing.state is not job.state:
+            tx.tally(job.queue, job.state)
+
+    patch.setattr(memory, "count_in", count_in)
+
+
+def unique_key_leaks(patch: Patch) -> None:
+    """A finished job keeps its unique key."""
+    change = Engine.__init__.__globals__["_change"]
+
+    def leaky(tx: Any, event: Event, old: Any, new: Any, now: int) -> Any:
+        class Keeps:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(tx, name)
+
+            def delete_entry(self, key: str) -> None:
+                if not key.startswith("unique/"):
+                    tx.delete_entry(key)
+
+        return change(Keeps(), event, old, new, now)
+
+    patch.setattr("rqlab.engine._change", leaky)
+
+
+def flush_forgets(patch: Patch) -> None:
+    """What a snapshot that failed should have stored is not stored by the next one."""
+
+    def forget(self: Any, snapshot: Any) -> None:
+        self._taken = None
+
+    patch.setattr(HybridStore, "_put_back", forget)
+
+
+def snapshot_by_halves(patch: Patch) -> None:
+    """A snapshot is stored without its counters, the next one has them."""
+    patch.setattr("rqlab.storage.hybrid.counter_rows", lambda counters: [])
+
+
+def does_not_open_after_a_crash(patch: Patch) -> None:
+    """A log that its process has left behind is taken for damage."""
+    opens = disk.DiskStore._open
+
+    def strict(self: Any) -> None:
+        if (self.path / "cache.db-wal").exists() and not (self.path / "cache.db-shm").exists():
+            raise StoreCorrupt("its log has no index")
+        opens(self)
+
+    patch.setattr(disk.DiskStore, "_open", strict)
+
+
+def schedule_fires_twice(patch: Patch) -> None:
+    """A tick's job is pushed, and the schedule is not told."""
+    put = Engine.fire.__globals__["_put_schedule"]
+
+    def forgetful(tx: Any, schedule: Any) -> None:
+        if schedule.executions != 1:
+            put(tx, schedule)
+
+    patch.setattr("rqlab.engine._put_schedule", forgetful)
+
+
+def deliveries_stand_still(patch: Patch) -> None:
+    """A released job gives its delivery back."""
+    release = lifecycle.release
+
+    def forgetful(job: Any, now: int) -> Any:
+        released = release(job, now)
+        return lifecycle.replace(released, deliveries=released.deliveries - 1)
+
+    patch.setattr(lifecycle, "release", forgetful)
+
+
+def last_come_first_served(patch: Patch) -> None:
+    """A pull takes the end of the line."""
+    scan = memory.MemoryTransaction.scan
+
+    def backwards(self: Any, start: str, end: str, limit: int, **options: Any) -> Any:
+        if start.startswith("ready/"):
+            return scan(self, start, end, limit, backwards=True)
+        return scan(self, start, end, limit, **options)
+
+    patch.setattr(memory.MemoryTransaction, "scan", backwards)
