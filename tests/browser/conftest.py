@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Error, Page, expect, sync_playwright
 
 from browser import servers
 from browser.servers import Server
@@ -35,7 +35,11 @@ EXPECTED = {
     r"favicon\.ico": "nobody gave the page an icon",
 }
 
+CONTEXTS = pytest.StashKey[list[BrowserContext]]()  # of a test: where its pages are
+
 Keep = Callable[[Page, str], Path]
+expect.set_options(timeout=WAIT_MILLISECONDS)
+
 Browse = Callable[..., Page]
 
 
@@ -61,7 +65,7 @@ def chromium(chromium_path: str) -> Iterator[Browser]:
 @pytest.fixture
 def browse(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Browse]:
     """Opens an empty page, `browse("dark")` for a person who likes the dark. `errors=False`: they are its point."""
-    contexts: list[BrowserContext] = []
+    contexts = request.node.stash.setdefault(CONTEXTS, [])
     found: list[str] = []
 
     def open_page(scheme: str = "light", width: int = 1100, height: int = 900, errors: bool = True) -> Page:
@@ -74,10 +78,6 @@ def browse(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Browse
         return context.new_page()
 
     yield open_page
-    pages = [page for context in contexts for page in context.pages]
-    if request.node.stash.get(FAILED, False):
-        for number, page in enumerate(pages):
-            _screenshot(page, f"failed-{request.node.name}-{number}")
     for context in contexts:
         context.close()
     assert found == []
@@ -122,15 +122,14 @@ def _screenshot(page: Page, name: str) -> Path:
     return path
 
 
-FAILED = pytest.StashKey[bool]()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
-    """Tells the fixtures whether their test failed, and shows the log of its servers."""
+    """Keeps how the pages of a test look that has just failed, and shows the log of its servers."""
     report = yield
-    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     if report.failed:
+        pages = [page for context in item.stash.get(CONTEXTS, []) for page in context.pages]
+        for number, page in enumerate(pages):
+            _screenshot(page, f"failed {report.when} {item.name} {number}")
         used = getattr(item, "funcargs", {})
         for name in ("voila", "jupyterlab"):
             if name in used:

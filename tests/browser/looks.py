@@ -16,7 +16,8 @@ STRIP = """() => {
 }"""  # noqa: E501  # JavaScript
 
 #: Each piece of visible text that has letters, with its contrast: colours are laid over one another from the page's
-#: paper up to the text. A glyph alone is a second cue, and may be as faint as the colour that it goes with.
+#: paper up to the text. A glyph alone is a second cue, and may be as faint as the colour that it goes with, and what
+#: cannot be pressed is meant to step back.
 CONTRASTS = """() => {
     const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
     const rgba = colour => {
@@ -47,7 +48,8 @@ CONTRASTS = """() => {
     const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     while (walk.nextNode()) {
         const words = walk.currentNode.textContent.trim(), element = walk.currentNode.parentElement;
-        if (!/[\\p{L}\\p{N}]/u.test(words) || !element.checkVisibility() || element.closest('title, desc')) continue;
+        if (!/[\\p{L}\\p{N}]/u.test(words)) continue;
+        if (!element.checkVisibility() || element.closest('title, desc, :disabled')) continue;
         const style = getComputedStyle(element), drawing = element.closest('svg');
         const ground = drawing ? under(element, drawing) : paper(element);
         const ink = over(rgba(drawing ? style.fill : style.color), ground);

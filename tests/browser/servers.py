@@ -24,7 +24,7 @@ PORTS = (10_000, 32_000)  # below those that the kernel gives to outgoing connec
 #: Voila refuses its own page's word that a tab was closed, for want of a token, and its kernel and workers stay: so
 #: Voila 0.5 with jupyter_server 2 (2024-04, https://github.com/voila-dashboards/voila/issues/1458). `notebooks.leave`
 #: shows whether it still does. The word names a kernel by an id that no other page knows.
-TAB_CLOSES = "{'disable_check_xsrf': True}"
+VOILA_SETTINGS = {"Voila": {"tornado_settings": {"disable_check_xsrf": True}}}
 
 LAB_SETTINGS = {
     "page_config.json": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},  # its news
@@ -66,10 +66,7 @@ class Server:
 
     def processes(self) -> list[psutil.Process]:
         """What it started, and what that started: kernels and their workers."""
-        try:
-            return psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+        return [each for each in started_below(self.folder.parent) if each.pid != self.process.pid]
 
     def newest_log(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
@@ -78,11 +75,13 @@ class Server:
 @contextmanager
 def voila(home: Path) -> Iterator[Server]:
     """Voila on every notebook in `home`/served: `/voila/render/NAME.ipynb`."""
+    (home / "config").mkdir()
+    (home / "config" / "voila.json").write_text(json.dumps(VOILA_SETTINGS))
 
     def options(port: int, token: str, served: Path) -> list[str]:
         return [
             "--Voila.ip=127.0.0.1", f"--Voila.port={port}", "--Voila.port_retries=0", "--no-browser",
-            "--show_tracebacks=True", f"--Voila.tornado_settings={TAB_CLOSES}", str(served),
+            "--show_tracebacks=True", str(served),
         ]  # fmt: skip
 
     with _served("voila.app", options, home) as server:
@@ -140,6 +139,18 @@ def environment(home: Path) -> dict[str, str]:
         folder.mkdir(parents=True, exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("JUPYTER", "IPYTHON", "VOILA"))}
     return kept | {name: str(folder) for name, folder in folders.items()} | _installed()
+
+
+def started_below(home: Path) -> list[psutil.Process]:
+    """Whatever lives in the environment of `home`: children, and orphans in sessions of their own."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TMPDIR") == str(home / "tmp") and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:  # it is somebody else's, or gone
+            continue
+    return found
 
 
 def _installed() -> dict[str, str]:
