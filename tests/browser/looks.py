@@ -18,7 +18,7 @@ STRIP = """() => {
 #: Each piece of visible text that has letters, with its contrast: colours are laid over one another from the page's
 #: paper up to the text. A glyph alone is a second cue, and may be as faint as the colour that it goes with, and what
 #: cannot be pressed is meant to step back.
-CONTRASTS = """() => {
+CONTRASTS = """within => {
     const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
     const rgba = colour => {
         canvas.clearRect(0, 0, 1, 1);
@@ -50,6 +50,7 @@ CONTRASTS = """() => {
         const words = walk.currentNode.textContent.trim(), element = walk.currentNode.parentElement;
         if (!/[\\p{L}\\p{N}]/u.test(words)) continue;
         if (!element.checkVisibility() || element.closest('title, desc, :disabled')) continue;
+        if (!element.closest(within)) continue;
         const style = getComputedStyle(element), drawing = element.closest('svg');
         const ground = drawing ? under(element, drawing) : paper(element);
         const ink = over(rgba(drawing ? style.fill : style.color), ground);
@@ -82,8 +83,7 @@ def strip(page: Page) -> None:
     page.evaluate(STRIP)
 
 
-def faint(page: Page) -> list[Faint]:
-    """Visible text below the contrast that people need."""
-    return [
-        Faint(words, round(contrast, 1)) for words, contrast in page.evaluate(CONTRASTS) if contrast < LEAST_CONTRAST
-    ]
+def faint(page: Page, within: str = "body") -> list[Faint]:
+    """Visible text below the contrast that people need, in whatever this selects."""
+    found = page.evaluate(CONTRASTS, within)
+    return [Faint(words, round(contrast, 1)) for words, contrast in found if contrast < LEAST_CONTRAST]
