@@ -65,6 +65,8 @@ if (
     from rqlab.simulation.faults import FAULTS, Fault
     from rqlab.simulation.result import SimulationResult
     from rqlab.simulation.run import simulate
+    from rqlab.widgets.lab import Lab, lab
+    from rqlab.widgets.report import LabReport
 
 __version__ = "0.1.0"
 
@@ -96,6 +98,9 @@ LABORATORY = {
     "check_seed": "rqlab.exercises",
     "check_stall_timeout": "rqlab.exercises",
     "check_waits": "rqlab.exercises",
+    "Lab": "rqlab.widgets.lab",
+    "LabReport": "rqlab.widgets.report",
+    "lab": "rqlab.widgets.lab",
 }
 
 __all__ = [
@@ -120,6 +125,8 @@ __all__ = [
     "InvalidState",
     "Job",
     "JobNotFound",
+    "Lab",
+    "LabReport",
     "LeaseLost",
     "Measurement",
     "Mode",
@@ -154,6 +161,7 @@ __all__ = [
     "check_stall_timeout",
     "check_waits",
     "explore",
+    "lab",
     "measure",
     "memory",
     "open",

@@ -22,7 +22,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 CLOCK_READERS = {
     "queues.py", "supervisor.py", "cli.py", "demo.py", "tables.py", "testing.py",
     "measurement/callers.py", "measurement/cuts.py", "measurement/kills.py", "measurement/machine.py",
-    "measurement/progress.py", "widgets/ticker.py", "exploration/__init__.py", "exploration/hunting.py",
+    "measurement/progress.py", "exploration/__init__.py", "exploration/hunting.py",
+    "widgets/ticker.py", "widgets/handle.py", "widgets/controller.py", "widgets/process.py", "widgets/view.py",
+    "widgets/workload.py", "widgets/lab.py",
 }  # fmt: skip
 CLOCKS = {"time", "sched", "timeit"}  # modules that tell the time, or pass it
 CHANCE = {"random", "secrets", "uuid"}  # modules that draw numbers

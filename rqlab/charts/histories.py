@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from rqlab.charts.looks import FAULTS, Look, plain, seconds
 
 DUE = re.compile(r"(?:^| )due=(\d+(?:\.\d+)?)(?: |$)")
+HYPHEN = re.compile(r"(?<=\w)-(?=\w)")  # between two words
 
 #: A DataFrame, or one dict a row; None is an empty one.
 Table = Any
@@ -75,7 +76,8 @@ class History(NamedTuple):
 def history(result: Result, newest: int | None = None) -> History:
     """Read a result. Jobs that only attempts tell of are added, so that attempts alone can be drawn.
 
-    `newest` keeps so many runs, what happened since the first of them, and the jobs that are concerned.
+    `newest` keeps so many runs, what happened since the first of them, and the jobs that are concerned; so does an
+    instant that the result itself calls `since`.
     """
     runs = sorted(_runs(result.attempts), key=lambda run: (run.started, run.job))
     jobs = {row.id: row for row in _jobs(getattr(result, "jobs", None))}
@@ -89,9 +91,13 @@ def history(result: Result, newest: int | None = None) -> History:
     instants += [each.at for each in faults]
     in_order = sorted(jobs.values(), key=lambda row: row.pushed)  # stable: those of one instant stay as they are
     start, end = 0.0, max(instants, default=0.0)
+    since = getattr(result, "since", None)
+    if since is not None:
+        runs, start = [run for run in runs if run.ended is None or run.ended > since], since
     if newest is not None and len(runs) > newest:
         runs = runs[-newest:]
-        start = runs[0].started
+        start = max(start, runs[0].started)
+    if start:
         concerned = {run.job for run in runs}
         in_order = [row for row in in_order if row.id in concerned or row.finished is None]
         faults = [fault for fault in faults if fault.at >= start]
@@ -205,8 +211,8 @@ def worker_names(workers: Sequence[str]) -> dict[str, str]:
 
 
 def fault_look(kind: str) -> Look:
-    """How a kind of fault is shown, with its own word."""
-    said = kind.replace("_", " ").replace("-", " ").lower()
+    """How a kind of fault is shown, with its own word; the hyphen of kill -9 stays."""
+    said = HYPHEN.sub(" ", kind.replace("_", " ")).lower()
     named = (("power", "power cut"), ("recover", "recovery"), ("freeze", "freeze"), ("pause", "freeze"))
     crashes = (("crash", "crash"), ("kill", "crash"))
     key = next((key for word, key in (*named, *crashes) if word in said), "fault")

@@ -268,10 +268,13 @@ def workers(view: View) -> str:
 
 
 def timeline(view: View) -> str:
-    """The SVG timeline of a view; `by` is `job` (default) or `worker`, `name` keeps two on one page apart."""
+    """The SVG timeline of a view; `by` is `job` (default) or `worker`, `name` keeps two on one page apart.
+
+    It begins at `since`, if the view says so.
+    """
     told: Result = SimpleNamespace(
         jobs=view.get("jobs"), attempts=view.get("attempts"), events=_newest(view.get("events")),
-        faults=view.get("faults"), seed=view.get("seed"),
+        faults=view.get("faults"), seed=view.get("seed"), since=view.get("since"),
     )  # fmt: skip
     drawn = timelines.marks(told, view.get("by", "job"), int(view.get("lanes", PANEL_LANES)), PANEL_RUNS)
     said = f'<div style="color:{QUIET}">{text(drawn.hidden, 200)}</div>' if drawn.hidden else ""
