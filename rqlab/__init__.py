@@ -65,6 +65,7 @@ if (
     from rqlab.simulation.faults import FAULTS, Fault
     from rqlab.simulation.result import SimulationResult
     from rqlab.simulation.run import simulate
+    from rqlab.widgets.explorer import explorer
     from rqlab.widgets.lab import Lab, lab
     from rqlab.widgets.report import LabReport
 
@@ -77,6 +78,7 @@ LABORATORY = {
     "Measurement": "rqlab.measurement",
     "audit": "rqlab.simulation.audit",
     "explore": "rqlab.exploration",
+    "explorer": "rqlab.widgets.explorer",
     "measure": "rqlab.measurement",
     "Whereabouts": "rqlab.measurement.whereabouts",
     "whereabouts": "rqlab.measurement.whereabouts",
@@ -161,6 +163,7 @@ __all__ = [
     "check_stall_timeout",
     "check_waits",
     "explore",
+    "explorer",
     "lab",
     "measure",
     "memory",

@@ -19,7 +19,7 @@ from rqlab.job import Counts, Job, instant
 
 __all__ = [
     "PANELS", "counts", "events", "header", "job", "of", "queues", "render", "result", "state_bar", "states",
-    "timeline", "tradeoff", "workers",
+    "timeline", "tradeoff", "verdict", "workers",
 ]  # fmt: skip
 
 MOST_BYTES = 5 * 1024  # of a representation that is kept in a notebook, its PNG apart
@@ -36,6 +36,7 @@ FRAME = "font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13p
 NUMBERS = "font-variant-numeric:tabular-nums"
 MONO = "font-family:var(--jp-code-font-family,monospace);font-size:12px"
 RIGHT = ' style="text-align:right"'
+CLOSE = ' style="margin:4px 0"'
 LEFT = ' style="text-align:left;overflow-wrap:anywhere"'
 #: A second cue for the swatches, as CSS: the hatches of the looks.
 STRIPES = {
@@ -165,25 +166,39 @@ def result(done: Simulated, *, picture: bytes | None = None) -> str:
 
 def _result(done: Simulated, said: str, share: float) -> str:
     """The result with a place for its picture."""
+    alt = text(said, int(500 * share))
+    picture = f'<img alt="{alt}" style="max-width:100%;background:#fff" src="{IMAGE}">\n'
+    return _framed(_verdict(done, share) + picture + _again(done, share))
+
+
+def verdict(done: Simulated) -> str:
+    """The same without the picture: what a panel shows above its own."""
+    return _fitted(lambda share: _framed(_verdict(done, share) + _again(done, share)))
+
+
+def _verdict(done: Simulated, share: float) -> str:
     verdict, paper = ("✓ SAFETY HOLDS", "#00694d") if done.ok else ("✗ SAFETY BROKEN", "#a32e00")
     light = f'<span style="background:{paper};color:#fff;padding:2px 8px;border-radius:3px"><b>{verdict}</b></span>'
-    parts = [f"<p>{light} {text(done.durability)}, seed {done.seed}</p>\n"]
+    parts = [f"<p{CLOSE}>{light} {text(done.durability)}, seed {done.seed}</p>\n"]
     broken = [str(each) for each in done.violations]
     listed = broken[: max(1, int(MOST_VIOLATIONS * share))]
     more = [f"and {times(len(broken) - len(listed), 'more violation')}"] if len(broken) > len(listed) else []
     parts.append(_lines([*(f"✗ {plain(each, int(200 * share))}" for each in listed), *more]))
-    parts.append(f"<p>{text(done.what_was_lost, int(500 * share))}</p>")
+    parts.append(f"<p{CLOSE}>{text(done.what_was_lost, int(500 * share))}</p>")
     parts.append(_promise(done.promise, int(120 * share)))
-    alt = text(said, int(500 * share))
-    parts.append(f'<img alt="{alt}" style="max-width:100%;background:#fff" src="{IMAGE}">\n')
-    parts.append(f'<p>again: <code style="{MONO};color:inherit">{text(done.replay_line, int(400 * share))}</code></p>')
-    return _framed("".join(parts))
+    return "".join(parts)
+
+
+def _again(done: Simulated, share: float) -> str:
+    line = text(done.replay_line, int(400 * share))
+    return f'<p{CLOSE}>again: <code style="{MONO};color:inherit">{line}</code></p>'
 
 
 def _promise(promise: Table, limit: int) -> str:
     """What may be lost beside what was, for each way to go down."""
     head = ("at", "may be lost", "happened", "acknowledged writes lost", "jobs lost")
-    lines = [("", "".join(f"<th{LEFT}>{name} </th>" for name in head))]
+    unbroken = ' style="text-align:left;white-space:nowrap"'
+    lines = [("", "".join(f"<th{unbroken}>{name} </th>" for name in head))]
     for crash, may_lose, *numbers in rows(promise, "crash", "may lose", "crashes", "writes lost", "jobs lost"):
         cells = [f"<td{LEFT}>{text(fact, limit)} </td>" for fact in (crash, may_lose)]
         cells += [f"<td{RIGHT}>{int(number):,} </td>" for number in numbers]

@@ -13,6 +13,8 @@ from rqlab.charts.timelines import Bar, Timeline
 INK = "var(--jp-ui-font-color1, currentColor)"
 QUIET = "var(--jp-ui-font-color2, #767676)"
 FAINT = "var(--jp-border-color2, #8884)"
+PAPER = "var(--jp-layout-color0, #fff)"
+POINTER = "#d55e00"
 FONT = "font-family:var(--jp-ui-font-family, system-ui, sans-serif)"
 
 LEFT, RIGHT, TOP = 92, 24, 45  # pixels beside and above the lanes
@@ -41,9 +43,7 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     `name` keeps its patterns apart from those of other pictures on the page.
     """
     name = "".join(letter for letter in name if letter.isalnum() or letter in "-_") or "rq"
-    pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
-    lanes = max(1, drawn.rows) * pitch
-    height = TOP + lanes + 22 + 18 * _legend_rows(drawn, width)
+    pitch, lanes, height = _heights(drawn, width)
     scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
     zero = LEFT - drawn.start * scale
     words = _words(drawn, zero, scale, width)
@@ -51,7 +51,7 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {empty} {width} {height - empty}" '
         f'width="{width}" role="img" fill="currentColor" '
-        f'style="max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}">'
+        f'style="display:block;max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}">'
         f"<title>Timeline by {drawn.by}</title><desc>{text(drawn.said(), 2000)}</desc>",
         _patterns(drawn.legend, name),
         _axis(drawn, zero, scale, pitch, lanes),
@@ -76,6 +76,31 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     parts.append(_legend(drawn, TOP + lanes + 34, width, name))
     parts.append("</svg>")
     return "".join(parts)
+
+
+def cursor(drawn: Timeline, at: float, width: int = 760) -> str:
+    """A line at an instant, and a veil over what is still to come, to be laid over the SVG of the same timeline.
+
+    It takes no height, lies over what stands above it, and lets the mouse through to the hover titles there.
+    """
+    _, lanes, height = _heights(drawn, width)
+    scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
+    x = LEFT + (min(max(at, drawn.start), drawn.end) - drawn.start) * scale
+    return (
+        '<div style="position:relative;height:0;pointer-events:none" aria-hidden="true">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        'style="position:absolute;left:0;bottom:0;max-width:100%;height:auto;pointer-events:none">'
+        f'<rect x="{x:.1f}" y="{TOP}" width="{width - RIGHT - x:.1f}" height="{lanes}" style="fill:{PAPER}" '
+        f'fill-opacity="0.65"/><path d="M{x:.1f} {TOP}v{lanes}" stroke="{POINTER}" stroke-width="2"/>'
+        f'<path d="M{x - 5:.1f} {TOP - 7}h10l-5 7z" fill="{POINTER}"/></svg></div>'
+    )
+
+
+def _heights(drawn: Timeline, width: int) -> tuple[int, int, int]:
+    """Pixels: of a row, of all lanes, of the whole picture."""
+    pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
+    lanes = max(1, drawn.rows) * pitch
+    return pitch, lanes, TOP + lanes + 22 + 18 * _legend_rows(drawn, width)
 
 
 def _patterns(legend: tuple[Look, ...], name: str) -> str:
