@@ -56,6 +56,9 @@ class Keeper:
                 self._store(self._taken_at)
             return self._look(now)
         except Exception as error:  # of whatever kind: a keeper that ends makes nothing safe any more
+            if not self.store.unsafe_writes:  # closed between taking and storing; the close stored everything
+                self._taken_at = self.due_at = self.unsafe_since = None
+                return now + IDLE_MS
             self.failures += 1
             known = isinstance(error, RQLabError)
             log.warning("writes could not be made safe yet, and are kept: %s", error, exc_info=not known)

@@ -213,6 +213,23 @@ def test_metrics_say_what_is_at_risk(store: BufferedStore) -> None:
     assert keeper.at_risk(NOW + 99) == {"unsafe_writes": 0, "unsafe_seconds": 0.0}
 
 
+def test_a_keeper_between_two_steps_has_nothing_to_say_of_a_store_that_was_closed(
+    store: BufferedStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The close stored everything; a warning that writes are not safe would frighten for nothing."""
+    keeper, _ = keeper_of(store)
+    put(store, job(1))
+    keeper.step(NOW)
+    put(store, job(2))
+    keeper.store.take()
+    keeper._taken_at = NOW
+    store.close()
+
+    assert keeper.step(NOW + INTERVAL_MS) == NOW + INTERVAL_MS + IDLE_MS
+    assert caplog.records == []
+    assert safe(store.path) == [1, 2]
+
+
 def test_what_is_at_risk_can_be_asked_while_others_write(quick_path: Path) -> None:
     with closing(BufferedStore(quick_path, max_batch=2)) as store:
         keeper, _ = keeper_of(store)
