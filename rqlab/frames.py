@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from rqlab import schedule
 from rqlab.job import Backoff, Job, Outcome, State
 from rqlab.lifecycle import Change, Event
 
@@ -121,6 +122,23 @@ def compare(
     if len(frame):
         frame["mode"] = pandas.Categorical(frame["mode"], categories=list(dict.fromkeys(frame["mode"])), ordered=True)
     frame.attrs |= {"seed": seed, "replay": replay}
+    return frame
+
+
+def ticks(cron: str, timezone: str = "UTC", *, start: str, count: int = 5) -> "pandas.DataFrame":
+    """When a cron line ticks: one row a tick, in UTC and by the clock on the wall of its time zone.
+
+    `start` is an ISO date or date and time there ("2026-03-28"); the first tick is the first after it. ValidationError
+    for a line or a zone that is none, ValueError for a start that is none.
+    """
+    import pandas
+
+    schedule.ticks(cron, timezone, 0, 1)  # refuses what cannot tick, in our words
+    since = pandas.Timestamp(start).tz_localize(timezone)
+    found = schedule.ticks(cron, timezone, int(since.timestamp() * 1000), count)
+    utc = pandas.to_datetime(list(found), unit="ms", utc=True)
+    frame = pandas.DataFrame({"utc": utc, "local": utc.tz_convert(timezone)})
+    frame.attrs |= {"cron": cron, "timezone": timezone}
     return frame
 
 

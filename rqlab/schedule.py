@@ -14,6 +14,7 @@ times without a zone, as pure calendar; the zone arithmetic is done here, by the
 """
 
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Callable
 from copy import copy
@@ -28,7 +29,7 @@ from msgspec.structs import replace
 from rqlab import arguments
 from rqlab.errors import ValidationError
 from rqlab.fields import explained
-from rqlab.job import instant
+from rqlab.job import NULL, instant
 
 #: What the first tick is.
 FIRST = {
@@ -170,6 +171,12 @@ def due(schedule: Schedule, now: int, limit: int = 500) -> tuple[tuple[int, ...]
 def next_tick(schedule: Schedule, after: int) -> int | None:
     """The first tick strictly after `after`, paused or not; None if the schedule is finished."""
     return None if schedule.is_finished else _tick_after(schedule, after)
+
+
+def ticks(cron: str, timezone: str, start: int, limit: int) -> tuple[int, ...]:
+    """The first `limit` ticks of a cron line after `start`, for people who want to see them. ValidationError."""
+    asked = new(name="", queue="", job_name="", options=NULL, now=start, cron=cron, timezone=timezone)
+    return _ticks_up_to(asked, _tick_after(asked, start), sys.maxsize, limit)
 
 
 def pause(schedule: Schedule, now: int) -> Schedule:

@@ -67,6 +67,11 @@ WRONG_STORY = {**exercises.STORIES, "docker kill": "power cut"}
 WRONG_MODE = {**exercises.NEEDS, "four worker processes share the directory": "hybrid"}
 NO_MODE = {**exercises.NEEDS, "a unit test": "none"}
 
+CUT = [rqlab.Fault(2.0, "power cut", seconds=1.0, how="lost")]
+PUSHES = [{"name": "send", "at": at} for at in (0.1, 0.2, 1.5, 1.6, 2.5)]
+STORY = rqlab.simulate(CUT, faults=(), seed=1, jobs=PUSHES, durability="hybrid", failure_rate=0)
+HARMLESS = rqlab.simulate(CUT, faults=(), seed=1, jobs=PUSHES, failure_rate=0)
+
 #: Of each exercise: an answer, the mark that it gets, and words that must be said.
 ANSWERS: list[tuple[str, tuple[Any, ...], str, str]] = [
     ("order", (in_order,), "✓", "pushed last, run first"),
@@ -92,7 +97,8 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str, str]] = [
     ("modes", (exercises.NEEDS,), "✓", "what you may lose"),
     ("modes", (WRONG_MODE,), "✗", "processes: one"),
     ("modes", (NO_MODE,), "✗", "there are durable, buffered, hybrid, memory"),
-    ("seed", (7,), "✓", "is refused"),
+    ("seed", (1,), "✓", "is refused"),
+    ("seed", (7,), "✗", "the one that the notebook shows"),
     ("seed", ("seven",), "✗", "seed: expected"),
     ("handler", (partial(once, done=set()),), "✓", "none of them twice"),
     ("handler", (every_time,), "✗", "Who remembers"),
@@ -111,6 +117,13 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str, str]] = [
     ("queue", (workload, forgetful), "✗", "loses up to"),
     ("queue", (lambda directory: workload(directory, 5), survivors), "✗", "prove little"),
     ("queue", (lambda directory: [], survivors), "✗", "raised ValueError"),
+    ("safe_until", (STORY, 1.0), "✓", "There is no hole"),
+    ("safe_until", (STORY, 0.15), "✗", "Later"),
+    ("safe_until", (STORY, 2.5), "✗", "Earlier"),
+    ("safe_until", (STORY, "late"), "✗", "expected an instant"),
+    ("safe_until", (HARMLESS, 1.0), "✗", "nothing was lost in this result"),
+    ("mission", (STORY,), "✓", "hybrid had said so"),
+    ("mission", (HARMLESS,), "✗", "try another mode"),
     ("mission", (5,), "✗", "expected what rqlab.simulate(…) returned"),
 ]
 

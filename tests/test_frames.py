@@ -116,3 +116,18 @@ def test_nothing_can_be_drawn_too() -> None:
 
     assert isinstance(told.jobs, pandas.DataFrame)
     assert "0 jobs" in charts.timeline(told).alt
+
+
+def test_ticks_shows_a_cron_line_through_the_skipped_hour() -> None:
+    frame = frames.ticks("30 2 * * *", "Europe/Berlin", start="2026-03-28", count=3)
+
+    assert [f"{at:%d %H:%M}" for at in frame["local"]] == ["28 02:30", "29 03:00", "30 02:30"]
+    assert [f"{at:%d %H:%M}" for at in frame["utc"]] == ["28 01:30", "29 01:00", "30 00:30"]
+    assert frame.attrs == {"cron": "30 2 * * *", "timezone": "Europe/Berlin"}
+
+
+def test_ticks_refuses_what_cannot_tick() -> None:
+    with pytest.raises(rqlab.ValidationError, match="cron: expected 5 fields"):
+        frames.ticks("half past seven", start="2026-01-01")
+    with pytest.raises(rqlab.ValidationError, match="timezone: expected"):
+        frames.ticks("@daily", "Berlin", start="2026-01-01")
