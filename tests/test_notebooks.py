@@ -149,7 +149,8 @@ def test_every_notebook_sets_its_exercise() -> None:
     for path in FILES:
         called = re.findall(r"rqlab\.check_(\w+)\(", "\n".join(code(read(path))))
 
-        assert list(dict.fromkeys(called)) == [name for name, row in rqlab.EXERCISES.items() if row.notebook == path.stem]
+        asked = [name for name, row in rqlab.EXERCISES.items() if row.notebook == path.stem]
+        assert list(dict.fromkeys(called)) == asked
 
 
 def test_the_code_of_a_notebook_is_python() -> None:
