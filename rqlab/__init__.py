@@ -62,6 +62,7 @@ if (
     from rqlab.measurement.whereabouts import Whereabouts, whereabouts
     from rqlab.simulation.audit import Audit, audit
     from rqlab.simulation.checks import CHECKS
+    from rqlab.simulation.comparing import Comparison, compare
     from rqlab.simulation.faults import FAULTS, Fault
     from rqlab.simulation.result import SimulationResult
     from rqlab.simulation.run import simulate
@@ -79,6 +80,8 @@ LABORATORY = {
     "audit": "rqlab.simulation.audit",
     "explore": "rqlab.exploration",
     "explorer": "rqlab.widgets.explorer",
+    "Comparison": "rqlab.simulation.comparing",
+    "compare": "rqlab.simulation.comparing",
     "measure": "rqlab.measurement",
     "Whereabouts": "rqlab.measurement.whereabouts",
     "whereabouts": "rqlab.measurement.whereabouts",
@@ -115,6 +118,7 @@ __all__ = [
     "Audit",
     "Backoff",
     "Change",
+    "Comparison",
     "Context",
     "Counts",
     "DeadLetter",
@@ -162,6 +166,7 @@ __all__ = [
     "check_seed",
     "check_stall_timeout",
     "check_waits",
+    "compare",
     "explore",
     "explorer",
     "lab",

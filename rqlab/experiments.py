@@ -1,4 +1,4 @@
-"""The commands of the laboratory: `rqlab simulate`, `rqlab replay` and `rqlab explore`.
+"""The commands of the laboratory: `rqlab simulate`, `rqlab replay`, `rqlab explore` and `rqlab compare`.
 
 They decide nothing; cli.py takes them in.
 
@@ -16,6 +16,7 @@ from rqlab.durability import MODES
 from rqlab.errors import ValidationError
 from rqlab.exploration import BUGS
 from rqlab.exploration import explore as hunt
+from rqlab.simulation.comparing import compare as compared
 from rqlab.simulation.result import SimulationResult
 from rqlab.simulation.run import replay as run_again
 from rqlab.simulation.run import simulate as run
@@ -29,6 +30,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(simulate)
     app.command()(replay)
     app.command()(explore)
+    app.command()(compare)
 
 
 def simulate(
@@ -149,6 +151,39 @@ def explore(
         raise typer.Exit(BROKEN)
     if not found.is_complete:
         raise typer.Exit(INTERRUPTED)
+
+
+def compare(
+    modes: Annotated[
+        str | None, typer.Option(metavar="MODE[,MODE…]", help="Durability modes.", show_default="every one")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="What jobs, runs and faults are drawn from.")] = 7,
+    crashes: Annotated[int | None, typer.Option(help="Crashes, drawn.", show_default="a kill and a power cut")] = None,
+    faults: Annotated[float, typer.Option(help="Other faults, about.")] = 0.0,
+    jobs: Annotated[int, typer.Option(help="Jobs that are pushed.")] = 24,
+    workers: Annotated[int, typer.Option(help="Workers; each a process where the mode allows it.")] = 3,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw what each mode lost.", show_default=False)
+    ] = None,
+) -> None:
+    """Run one plan in every durability mode, and show what each lost beside what it had promised.
+
+    Time is virtual, and a write takes none of it; for the speed of a real disk call rqlab measure. Exit code 1 if a
+    promise was broken.
+    """
+    found = compared(
+        None if modes is None else modes.split(","),
+        seed=seed,
+        crashes=crashes,
+        faults=faults or (),
+        jobs=jobs,
+        workers=workers,
+    )
+    print(found)
+    if plot is not None:
+        found.plot().save(plot)
+    if not found.ok:
+        raise typer.Exit(BROKEN)
 
 
 def _seeds(text: str) -> int | range:

@@ -99,6 +99,18 @@ def simulate(
     return _simulate(settings, plan, span, cuts is not None, _call(given), given)
 
 
+def story_of(**given: Any) -> float:
+    """How many virtual seconds the story of these arguments is long: faults strike within it."""
+    return span_of(settings_of(DEFAULTS | given))
+
+
+def drawn_plan(**given: Any) -> Plan:
+    """The faults that `simulate` draws for these arguments, with a seed among them."""
+    everything = DEFAULTS | given
+    settings = settings_of(everything)
+    return _plan(settings, span_of(settings), everything["crashes"], everything["faults"], _has_disk(settings))
+
+
 def replay(result: SimulationResult) -> SimulationResult:
     """Run the plan of a result again; one with a handler of the user's needs `simulate` and that handler."""
     given = dict(result.header.arguments)
@@ -329,11 +341,12 @@ def _call(given: Mapping[str, Any]) -> str:
         if name == "handler" and value is not None:
             said.append(f"handler={getattr(value, '__name__', value)}")
         elif name == "seed" or value != DEFAULTS[name]:
-            said.append(_written(value) if name == "crashes" else f"{name}={_written(value)}")
+            said.append(written(value) if name == "crashes" else f"{name}={written(value)}")
     return f"rqlab.simulate({', '.join(said)})"
 
 
-def _written(value: object) -> str:
+def written(value: object) -> str:
+    """A value as it stands in a call that can be pasted."""
     if isinstance(value, Sequence) and any(isinstance(each, Fault) for each in value):
         return f"[{', '.join(f'rqlab.{each!r}' if isinstance(each, Fault) else repr(each) for each in value)}]"
     return repr(value)
