@@ -4,10 +4,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test torture check strip bench peers fixtures results clean
+.PHONY: demo lab voila test torture check strip bench peers fixtures results clean
 
 demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 	$(BIN)/rqlab demo
+
+lab: $(VENV)/.lab  ## the notebooks, in JupyterLab
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=notebooks $(if $(filter 0,$(shell id -u)),--allow-root)
+
+IP ?= 127.0.0.1
+voila: $(VENV)/.lab  ## the lab as a page, without code; make voila IP=0.0.0.0 for a classroom, each with a lab of its own
+	$(BIN)/rqlab lab --ip $(IP)
 
 test: check  ## everything that CI runs
 	$(BIN)/pytest -n 2 --dist worksteal
@@ -53,6 +60,10 @@ $(BIN)/python:
 $(VENV)/.runs: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
+
+$(VENV)/.lab: pyproject.toml | $(BIN)/python
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[lab]'
+	@touch $@ $(VENV)/.runs
 
 $(VENV)/.tests: pyproject.toml | $(BIN)/python
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'

@@ -27,6 +27,7 @@ from rqlab.executors import Handlers
 from rqlab.executors.loading import load
 from rqlab.lifecycle import Change, Event
 from rqlab.queues import Queues
+from rqlab.widgets import page
 
 log = logging.getLogger("rqlab")
 
@@ -442,6 +443,7 @@ def walk_through(
 
 
 app.command()(measuring.measure)
+app.command()(page.lab)
 
 
 # Below: what the commands share.
