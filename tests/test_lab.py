@@ -17,10 +17,10 @@ import rqlab
 from rqlab import clock
 from rqlab.clock import Bell
 from rqlab.durability import MODES, Opening
-from rqlab.errors import RQLabError, ValidationError
-from rqlab.widgets import registry
+from rqlab.errors import RQLabError, StoreError, ValidationError
+from rqlab.widgets import registry, view
 from rqlab.widgets.lab import Lab
-from rqlab.widgets.view import LIVE, newest
+from rqlab.widgets.view import LIVE, DirectoryReader, newest
 from tests.test_panels import found, tickers
 
 PATIENCE = 60.0  # seconds, for what takes one on a quiet machine
@@ -650,3 +650,15 @@ def nothing_is_left() -> Iterator[None]:
     yield
     registry.close_all()
     assert [name for name in labs_threads() if name.startswith("rqlab-lab")] == []
+
+
+def test_a_directory_that_is_made_while_somebody_looks_is_not_there_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made_meanwhile(path: Path) -> None:
+        (path / "cache.db").touch()
+        raise StoreError(f"cannot read {path}: found none")
+
+    monkeypatch.setattr(view, "ReadOnlyStore", made_meanwhile)
+
+    assert DirectoryReader(tmp_path).read() is None

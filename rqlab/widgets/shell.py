@@ -17,7 +17,8 @@ from rqlab.widgets.ticker import TICKER, Ticker
 INSTALL = "pip install 'rqlab[lab]'"
 PROBLEM = "problem"  # the piece that says what went wrong
 MARKER = "marker"  # the piece that is set last
-COLOURS = {"danger": "danger", "warning": "warning", "plain": ""}  # of buttons, as ipywidgets calls them
+#: Of buttons: as ipywidgets calls it, and the ink. White on JupyterLab's orange has a contrast of 2.7, people need 4.5.
+COLOURS = {"danger": ("danger", None), "warning": ("warning", "#1a1a1a"), "plain": ("", None)}
 
 
 def toolkit() -> Any:
@@ -56,8 +57,13 @@ class Shell:
         self, words: str, action: Callable[[], object], *, name: str, tip: str = "", colour: str = "plain"
     ) -> Any:
         """A button whose words stand alone; `action` must return at once."""
+        style, ink = COLOURS[colour]
         button = self._tools.Button(
-            description=words, tooltip=tip or words, button_style=COLOURS[colour], layout={"width": "auto"}
+            description=words,
+            tooltip=tip or words,
+            button_style=style,
+            style={"text_color": ink},
+            layout={"width": "auto"},
         )
         button.on_click(lambda _: self._act(action))
         return self._named(button, name)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 from rqlab import clock
 from rqlab.durability import MODES
 from rqlab.engine import LISTED, Engine
-from rqlab.errors import StoreError
 from rqlab.job import Counts, Job, State
 from rqlab.storage.view import ReadOnlyStore
 from rqlab.widgets import safety
@@ -60,12 +59,9 @@ class DirectoryReader:
     def read(self) -> Seen | None:
         """All jobs of the lab's queue at one instant; None if there is no directory yet."""
         if self._store is None:
-            try:
-                self._store = ReadOnlyStore(self.path)
-            except StoreError:
-                if (self.path / "cache.db").is_file():
-                    raise
+            if not (self.path / "cache.db").is_file():  # asked first: it may be made at any moment
                 return None
+            self._store = ReadOnlyStore(self.path)
         engine = Engine(self._store, lambda purpose, entity, counter: 0.0)
         with self._store.at_one_instant():
             records = engine.jobs([QUEUE], LISTED, None, None, 2 * MOST_JOBS)
