@@ -29,6 +29,7 @@ VOILA_SETTINGS = {"Voila": {"tornado_settings": {"disable_check_xsrf": True}}}
 LAB_SETTINGS = {
     "page_config.json": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},  # its news
     "default_setting_overrides.json": {
+        "@jupyterlab/apputils-extension:themes": {"adaptive-theme": True},  # dark where the browser says dark
         "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"},  # cells below the screen are there too
         "@jupyterlab/docmanager-extension:plugin": {"autosave": False},  # else the page asks about changes on disk
     },
