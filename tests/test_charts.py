@@ -17,6 +17,7 @@ from rqlab.charts import backlogs, delays, looks, outcomes, retrying, timelines,
 from rqlab.charts.chart import meet, text_box
 from rqlab.charts.histories import worker_names
 from rqlab.job import Backoff, Job
+from rqlab.simulation.run import simulate
 
 INF, NAN = float("inf"), float("nan")
 HOSTILE = '<script>alert("1")</script>$x_1$\x00\x1b[31m\u202e' + "n" * 10_000
@@ -270,7 +271,8 @@ def test_bars_of_one_row_never_overlap(seed: int) -> None:
     for by in ("worker", "job"):
         drawn = timelines.marks(world(60, seed, concurrency=4), by)  # type: ignore[arg-type]
         for row in range(drawn.rows):
-            bars = sorted((bar.start, bar.end) for bar in drawn.bars if bar.row == row)
+            parts = ("run",) if by == "worker" else ("run", "lease", "wait", "in line")  # a lease is over its lane
+            bars = sorted((bar.start, bar.end) for bar in drawn.bars if bar.row == row and bar.part in parts)
             assert all(before[1] <= after[0] + 1e-9 for before, after in pairwise(bars))
 
 
@@ -317,16 +319,16 @@ def test_between_runs_a_job_waits_for_its_backoff_and_then_in_line() -> None:
 
     without = timelines.marks(result(runs, jobs=jobs), "job")
     promoted = timelines.marks(result(runs, jobs=jobs, events=told), "job")
-    due = timelines.marks(
-        result(runs, jobs=jobs, events=[{"at": 2.0, "kind": "fail", "job": "a", "detail": {"due": 3.0}}]), "job"
-    )
+    states = ("waiting", 0.0), ("active", 1.0), ("delayed", 2.0), ("waiting", 3.0), ("active", 5.0), ("completed", 6.0)
+    stated = result(runs, jobs=jobs)
+    stated.events = [{"at": at, "kind": "x", "job": "a", "state": state} for state, at in states]
 
     def parts(drawn: timelines.Timeline) -> list[tuple[str, float, float]]:
         return [(bar.part, bar.start, bar.end) for bar in drawn.bars if bar.part != "run"]
 
     assert parts(without) == [("in line", 0.0, 1.0), ("wait", 2.0, 5.0)]
     assert parts(promoted) == [("in line", 0.0, 1.0), ("wait", 2.0, 4.0), ("in line", 4.0, 5.0)]
-    assert parts(due) == [("in line", 0.0, 1.0), ("wait", 2.0, 3.0), ("in line", 3.0, 5.0)]
+    assert parts(timelines.marks(stated, "job")) == [("in line", 0.0, 1.0), ("wait", 2.0, 3.0), ("in line", 3.0, 5.0)]
 
 
 def test_each_finished_job_ends_with_its_glyph() -> None:
@@ -399,16 +401,58 @@ def test_worker_names_are_short_and_told_apart() -> None:
 
 
 def test_the_words_of_a_simulation_are_understood() -> None:
-    """A simulation calls a run that goes on running, says due= in words, and its machine is every worker's."""
+    """A simulation calls a run that goes on running, and its machine is every worker's."""
     runs = [("a", 1, "w", 0.0, 2.0, "stalled"), ("a", 2, "w", 4.0, None, "running")]
-    told = [{"at": 2.0, "kind": "stall", "job": "a", "detail": "queue=mail state=delayed due=3.0"}]
-    drawn = timelines.marks(result(runs, [(1.0, "power cut", "machine")], told), "job")
+    drawn = timelines.marks(result(runs, [(1.0, "power cut", "machine")]), "job")
 
-    assert [(bar.part, bar.start, bar.end) for bar in drawn.bars] == [
-        ("run", 0.0, 1.0), ("lease", 1.0, 2.0), ("wait", 2.0, 3.0), ("in line", 3.0, 4.0), ("run", 4.0, 4.0),
+    assert sorted((bar.start, bar.end, bar.part) for bar in drawn.bars) == [
+        (0.0, 1.0, "run"), (1.0, 2.0, "lease"), (2.0, 4.0, "wait"), (4.0, 4.0, "run"),
     ]  # fmt: skip
-    assert drawn.bars[-1].outcome == "active"
+    assert [bar.outcome for bar in drawn.bars if bar.part == "run"] == ["stalled", "active"]
     assert drawn.marks[0].label == "⌁ power cut"
+
+
+def a_crash(**fault: Any) -> Any:
+    """A worker that dies at 2, another that takes its job at 6, and all that a simulation tells besides."""
+    told = result([("a", 1, "w1", 0.0, 5.0, "stalled"), ("a", 2, "w2", 6.0, 8.0, "completed")])
+    told.faults = [{"at": 2.0, "kind": "process kill", "target": "w1", "strikes": "worker", "until": 4.0} | fault]
+    return told
+
+
+def test_a_worker_that_is_down_is_shown_to_be() -> None:
+    (band,) = [bar for bar in timelines.marks(a_crash()).bars if bar.part == "down"]
+    everywhere = [bar for bar in timelines.marks(a_crash(strikes="all")).bars if bar.part == "down"]
+
+    assert (band.row, band.start, band.end) == (0, 2.0, 4.0)
+    assert [bar.row for bar in everywhere] == [0, 1]
+
+
+def test_an_arrow_leads_from_a_lease_that_ran_out_to_the_next_run() -> None:
+    assert timelines.marks(a_crash()).links == (timelines.Link(5.0, 0, 6.0, 1),)
+    runs = [
+        (f"j{n}", run, "w1", 9.0 * n + 4 * run, 9.0 * n + 4 * run + 3, "stalled") for n in range(30) for run in (1, 2)
+    ]
+    assert timelines.marks(result(runs)).links == (), "a net of arrows shows nothing"
+
+
+def test_a_crash_says_what_it_took() -> None:
+    told = a_crash()
+    told.losses = [
+        {"at": 2.0, "acknowledged": "waiting", "stored": "lost"},
+        {"at": 2.0, "acknowledged": "completed", "stored": "active"},
+        {"at": 2.0, "acknowledged": "active", "stored": "waiting"},
+    ]
+
+    assert [mark.label for mark in timelines.marks(told).marks] == ["⚡ process kill: 1 job lost, 1 ack lost"]
+
+
+def test_a_late_report_that_was_refused_is_marked_in_its_run() -> None:
+    told = a_crash()
+    told.events = [{"at": 7.0, "kind": "refused", "job": "a", "worker": "w1"}]
+
+    assert [(mark.at, mark.row, mark.look.glyph) for mark in timelines.marks(told).marks if mark.reach == "here"] == [
+        (7.0, 0, "⊗")
+    ]
 
 
 # Retries
@@ -575,6 +619,8 @@ PICTURES = {
     **{f"{name} of hostile names": (name, hostile()) for name in EACH},
     "timeline of many faults": ("timeline", result(
         [("a", 1, "w1", 0.0, 9.0, "completed")], [(n / 4, "worker crash", f"w{n % 3}") for n in range(40)])),
+    **{f"{name} of a simulation": (name, simulate(seed=4, durability="hybrid")) for name in EACH},
+    "timeline of a large simulation": ("timeline", simulate(seed=103, jobs=100, store="memory")),
     "outcomes": ("outcome_grid", crashes(8, 12)),
     "outcomes of nothing": ("outcome_grid", crashes(0, 0)),
     "many outcomes": ("outcome_grid", crashes(300, 90)),

@@ -6,7 +6,7 @@ own, and drawing with it from a click handler or a thread spoils them for good.
 
 import io
 import os
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rqlab.charts.looks import Theme
@@ -114,8 +114,8 @@ def say(
         "annotation_clip": False,
     }  # fmt: skip
     low = 72 * up + 7
-    high = low + 4 + (11 * (subtitle.count("\n") + 1) if subtitle else 0) * 1.2
-    ax.annotate(subtitle, (0, 1), xytext=(0, low), color=theme.quiet, size=9, **style)
+    high = low + (10.8 * (subtitle.count("\n") + 1) + 5 if subtitle else 0)  # nine points and what lies between lines
+    ax.annotate(subtitle, (0, 1), xytext=(0, low), color=theme.quiet, size=9, linespacing=1.2, **style)
     ax.annotate(title, (0, 1), xytext=(0, high), color=theme.ink, size=12, weight="bold", **style)
     ax.set_xlabel(below, color=theme.quiet, size=9.5)
     ax.set_ylabel(aside, color=theme.quiet, size=9.5)
@@ -209,6 +209,28 @@ def text_box(text: "Text") -> Box:
         text.update_positions(renderer)
     box = Text.get_window_extent(text, renderer)
     return (box.x0, box.y0, box.x1, box.y1)
+
+
+@lru_cache(maxsize=4_000)
+def text_width(words: str, size: float, bold: bool = False) -> float:
+    """How wide words of so many points are, in hundredths of an inch: known before there is a figure."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=size, weight="bold" if bold else "normal")
+    width, _, _ = text_to_path.get_text_width_height_descent(words, font, False)
+    return float(width) * 100 / 72
+
+
+def lines(words: str, width: float, most: int, size: float = 9) -> list[str]:
+    """The words in lines that are at most so many hundredths of an inch wide; what exceeds the last is cut off."""
+    made: list[str] = []
+    for word in words.split():
+        if made and text_width(f"{made[-1]} {word}", size) <= width:
+            made[-1] += f" {word}"
+        else:
+            made.append(word)
+    return made if len(made) <= most else [*made[: most - 1], f"{made[most - 1]} …"]
 
 
 def meet(one: Box, other: Box) -> bool:

@@ -4,20 +4,35 @@ A table is a tidy DataFrame or a list of dicts, so that a live panel needs no pa
 """
 
 import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 from rqlab.charts.looks import FAULTS, Look, plain, seconds
 
-DUE = re.compile(r"(?:^| )due=(\d+(?:\.\d+)?)(?: |$)")
 HYPHEN = re.compile(r"(?<=\w)-(?=\w)")  # between two words
 
 #: A DataFrame, or one dict a row; None is an empty one.
 Table = Any
 
+DEADLY = ("crash", "kill", "power", "redeploy")  # words of faults that end the workers they strike
+FOUND_OUT = ("lost", "undone")  # after a crash; `losses` says what it took when it struck
+MARKED_EVENTS = ("recovered", "refused")  # besides faults, what is worth a mark
+
+#: The look of a fault by a word of its kind; FAULTS has the looks.
+LOOKS_BY_WORD = (
+    ("power", "power cut"), ("recover", "recovery"), ("freeze", "freeze"), ("pause", "freeze"), ("refused", "refused"),
+    ("redeploy", "redeploy"), ("crash", "crash"), ("kill", "crash"),
+)  # fmt: skip
+
 
 class Result(Protocol):
-    """What can be drawn: a SimulationResult, or `rqlab.frames.history(jobs)` of a real queue."""
+    """What can be drawn: a SimulationResult, or `rqlab.frames.history(jobs)` of a real queue.
+
+    A simulation has more to tell, which is drawn where it is there: `losses`, `what_was_lost`, who is struck and
+    until when (columns of `faults`), and the state that each event left its job in (a column of `events`).
+    """
 
     @property
     def jobs(self) -> Table: ...  #: id, queue, state, attempt, deliveries, pushed, finished, lost
@@ -52,11 +67,31 @@ class Run(NamedTuple):
 
 
 class Happening(NamedTuple):
-    """A fault, or a recovery."""
+    """A fault, a recovery, or a late report that was refused."""
 
     at: float
     kind: str
-    worker: str  #: the target; empty strikes all
+    worker: str  #: the target
+    job: str = ""
+    strikes: str = "all"  #: worker, all, job or producer
+    until: float | None = None  #: when it was over, as far as that is known
+    lost: str = ""  #: what it took, in words
+
+    @property
+    def is_deadly(self) -> bool:
+        """Whether it ends the workers that it strikes."""
+        return any(word in self.kind.lower() for word in DEADLY)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the workers that it strikes do nothing from there on, for a while."""
+        return self.is_deadly or "freeze" in self.kind.lower()
+
+    def hits(self, worker: str) -> bool:
+        return self.strikes == "all" or (self.strikes == "worker" and self.worker == worker)
+
+
+Course = Sequence[tuple[float, str]]  #: when a job got into which state
 
 
 class History(NamedTuple):
@@ -65,12 +100,19 @@ class History(NamedTuple):
     jobs: tuple[JobRow, ...]  #: in push order
     runs: tuple[Run, ...]  #: by start
     faults: tuple[Happening, ...]  #: by time
-    recoveries: tuple[Happening, ...]  #: by time
+    marked: tuple[Happening, ...]  #: recoveries and refusals, by time
     beats: dict[str, list[float]]  #: by job: its heartbeats, by time
-    due: dict[str, list[float]]  #: by job: when its delays and back-offs ended, as far as the events say
+    courses: dict[str, Course]  #: by job
     start: float
     end: float  #: the last instant there is anything at
     seed: int | None
+    what_was_lost: str  #: in a sentence; nothing where nobody knows
+
+    @property
+    def broken(self) -> str:
+        """The faults, counted."""
+        counted = Counter(fault_look(fault.kind).word for fault in self.faults)
+        return ", ".join(times(n, word) for word, n in counted.items()) or "no faults"
 
 
 def history(result: Result, newest: int | None = None) -> History:
@@ -84,13 +126,17 @@ def history(result: Result, newest: int | None = None) -> History:
     for run in runs:
         if run.job not in jobs:
             jobs[run.job] = JobRow(run.job, "", run.started, None, False, 0)
-    faults = sorted(_faults(getattr(result, "faults", None)))
-    recoveries, beats, due, last = _events(getattr(result, "events", None))
+    losses = list(rows(getattr(result, "losses", None), "at", "job", "acknowledged", "stored"))
+    faults = sorted(_faults(getattr(result, "faults", None), _taken(losses)))
+    marked, beats, changes, last = _events(getattr(result, "events", None))
+    for at, job, _, stored in losses:  # when it happened, not when somebody found out
+        changes[job] = sorted([*changes.get(job, ()), (at, stored)], key=lambda change: change[0])
     instants = [run.started if run.ended is None else run.ended for run in runs]
     instants += [row.pushed for row in jobs.values()] + [row.finished for row in jobs.values() if row.finished]
     instants += [each.at for each in faults]
     in_order = sorted(jobs.values(), key=lambda row: row.pushed)  # stable: those of one instant stay as they are
-    start, end = 0.0, max(instants, default=0.0)
+    start, end = 0.0, max([*instants, last], default=0.0)
+    courses = _courses(in_order, runs, faults, changes, end)
     since = getattr(result, "since", None)
     if since is not None:
         runs, start = [run for run in runs if run.ended is None or run.ended > since], since
@@ -101,10 +147,10 @@ def history(result: Result, newest: int | None = None) -> History:
         concerned = {run.job for run in runs}
         in_order = [row for row in in_order if row.id in concerned or row.finished is None]
         faults = [fault for fault in faults if fault.at >= start]
-        recoveries = [each for each in recoveries if each.at >= start]
+        marked = [each for each in marked if each.at >= start]
     return History(
-        tuple(in_order), tuple(runs), tuple(faults), tuple(recoveries), beats, due, start, max(end, last),
-        getattr(result, "seed", None),
+        tuple(in_order), tuple(runs), tuple(faults), tuple(marked), beats, courses, start, end,
+        getattr(result, "seed", None), plain(getattr(result, "what_was_lost", ""), 400),
     )  # fmt: skip
 
 
@@ -142,41 +188,100 @@ def _runs(table: Table) -> Iterator[Run]:
             yield Run(str(job), int(delivery or 0), str(worker or ""), float(started), ended, said)
 
 
-def _faults(table: Table) -> Iterator[Happening]:
-    for at, kind, target in rows(table, "at", "kind", "target"):
+def _faults(table: Table, taken: Mapping[float, str]) -> Iterator[Happening]:
+    for at, kind, target, strikes, until in rows(table, "at", "kind", "target", "strikes", "until"):
         if at is not None:
-            yield Happening(float(at), str(kind or ""), str(target or ""))
+            said, whom = str(kind or ""), str(target or "")
+            guess = "all" if whom in ("", "machine") or "power" in said.lower() else "worker"
+            yield Happening(float(at), said, whom, "", str(strikes or guess), until, taken.get(float(at), ""))
 
 
-def _events(table: Table) -> tuple[list[Happening], dict[str, list[float]], dict[str, list[float]], float]:
-    """Recoveries, heartbeats, ends of delays, and the last instant: what pictures take from the events."""
-    recoveries: list[Happening] = []
+def _taken(losses: Iterable[Sequence[Any]]) -> dict[float, str]:
+    """By the instant of a crash: what it took, in words."""
+    counts: dict[float, Counter[str]] = defaultdict(Counter)
+    for at, _, before, after in losses:
+        key = "lost" if after == "lost" else "completed" if before == "completed" else "older"
+        counts[float(at)][key] += 1
+    words = {"lost": ("job lost", "jobs lost"), "completed": ("ack lost", "acks lost")}
+    return {
+        at: ", ".join(f"{n} {words[key][n > 1]}" for key in words if (n := count[key]))
+        for at, count in counts.items()
+        if count["lost"] + count["completed"]
+    }
+
+
+def _events(table: Table) -> tuple[list[Happening], dict[str, list[float]], dict[str, list[tuple[float, str]]], float]:
+    """Marks, heartbeats, changes of state ("due" where a delay ends), and the last instant."""
+    marked: list[Happening] = []
     beats: dict[str, list[float]] = {}
-    due: dict[str, set[float]] = {}
+    changes: dict[str, list[tuple[float, str]]] = {}
     last = 0.0
-    for at, kind, job, worker, detail in rows(table, "at", "kind", "job", "worker", "detail"):
+    for at, kind, job, worker, state in rows(table, "at", "kind", "job", "worker", "state"):
         if at is None:
             continue
         last = max(last, at)
         if kind == "heartbeat":
             beats.setdefault(job, []).append(at)
+        elif state and kind not in FOUND_OUT:
+            changes.setdefault(job, []).append((at, str(state)))
         elif kind == "promote":
-            due.setdefault(job, set()).add(at)
-        elif (put_off := _due(detail)) is not None:
-            due.setdefault(job, set()).add(put_off)
-        elif kind and "recover" in str(kind) and not job:
-            recoveries.append(Happening(float(at), str(kind), str(worker or "")))
+            changes.setdefault(job, []).append((at, "due"))
+        elif kind in MARKED_EVENTS:
+            strikes = "worker" if kind == "refused" else "all"
+            marked.append(Happening(float(at), str(kind), str(worker or ""), str(job or ""), strikes))
     for each in beats.values():
         each.sort()
-    return sorted(recoveries), beats, {job: sorted(instants) for job, instants in due.items()}, last
+    return sorted(marked), beats, changes, last
 
 
-def _due(detail: Any) -> float | None:
-    """Until when an event put its job off: in its details, or in their words."""
-    if isinstance(detail, str):
-        found = DUE.search(detail) if "due=" in detail else None
-        return float(found[1]) if found else None
-    return float(detail["due"]) if type(detail) is dict and detail.get("due") is not None else None
+def _courses(
+    jobs: Sequence[JobRow], runs: Sequence[Run], faults: Sequence[Happening],
+    changes: Mapping[str, list[tuple[float, str]]], end: float,
+) -> dict[str, Course]:  # fmt: skip
+    """When each job got into which state: as its events tell, or worked out where they tell only some of it."""
+    mine: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        mine[run.job].append(run)
+    courses: dict[str, Course] = {}
+    for job in jobs:
+        told = changes.get(job.id, ())
+        if told and told[0][1] != "due" and told[0][0] <= job.pushed:
+            courses[job.id] = told
+        else:
+            due = sorted(at for at, state in told if state == "due")
+            courses[job.id] = _worked_out(job, mine[job.id], due, faults, end)
+    return courses
+
+
+def _worked_out(
+    job: JobRow, runs: Sequence[Run], due: Sequence[float], faults: Sequence[Happening], end: float
+) -> Course:
+    """The course of a job from its runs and promotions: between a failure and a promotion it is delayed."""
+    first = runs[0].started if runs else end
+    delayed = any(job.pushed < at <= first for at in due)
+    course = [(job.pushed, "delayed" if delayed else "waiting")]
+    course += [(at, "waiting") for at in due if at <= first]
+    for run, after in zip_longest(runs, runs[1:]):
+        course.append((run.started, "active"))
+        if run.ended is None:
+            continue
+        if run.outcome == "completed":
+            course.append((run.ended, "completed"))
+        elif after is None and job.state and not job.lost:
+            course.append((run.ended, job.state))
+        else:
+            waits = run.outcome in ("failed", "stalled", "timed_out")
+            course.append((run.ended, "delayed" if waits else "waiting"))
+            until = after.started if after else end
+            course += [(at, "waiting") for at in due if run.ended <= at <= until]
+    if job.lost:
+        cuts = [fault.at for fault in faults if fault.is_deadly and fault.strikes == "all"]
+        known = max(at for at, _ in course)
+        cut = next((at for at in cuts if at >= known), next(iter(reversed(cuts)), end))
+        return [step for step in course if step[0] <= cut] + [(cut, "lost")]
+    if job.finished is not None and course[-1][1] != job.state:
+        course.append((job.finished, job.state))  # cancelled or expired without a run
+    return course
 
 
 def in_words(detail: Any) -> str:
@@ -211,11 +316,10 @@ def worker_names(workers: Sequence[str]) -> dict[str, str]:
 
 
 def fault_look(kind: str) -> Look:
-    """How a kind of fault is shown, with its own word; the hyphen of kill -9 stays."""
-    said = HYPHEN.sub(" ", kind.replace("_", " ")).lower()
-    named = (("power", "power cut"), ("recover", "recovery"), ("freeze", "freeze"), ("pause", "freeze"))
-    crashes = (("crash", "crash"), ("kill", "crash"))
-    key = next((key for word, key in (*named, *crashes) if word in said), "fault")
+    """How a kind of fault or mark is shown, with its own word; the hyphen of kill -9 stays."""
+    said = HYPHEN.sub(" ", kind.replace("_", " ")).strip()
+    low = said.lower()
+    key = next((key for word, key in LOOKS_BY_WORD if word in low), "fault")
     return FAULTS[key]._replace(word=plain(said, 24) or "fault")
 
 

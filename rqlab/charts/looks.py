@@ -64,12 +64,16 @@ FAULTS: dict[str, Look] = {
     "power cut": Look("power cut", BLACK, "⌁"),
     "recovery": Look("recovery", GREEN, "⟳"),
     "freeze": Look("freeze", SKY, "❄"),
+    "redeploy": Look("redeploy", BLUE, "↺"),
+    "refused": Look("late report refused", BLACK, "⊗"),
     "fault": Look("fault", VERMILLION, "⚠"),
 }
 
 #: Parts of a timeline that are no run.
 WAIT = Look("back-off wait", ORANGE, "↻", "///")
-LEASE = Look("lease running out", PINK, "‖")
+LEASE = Look("lease runs out", PINK, "‖")
+DOWN = Look("worker down", "#8c8c8c", "⊖", "///")
+FROZEN = Look("worker frozen", SKY, "❄", "...")
 
 #: What a check said of one simulated crash.
 VERDICTS: dict[str, Look] = {

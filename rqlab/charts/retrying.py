@@ -3,12 +3,11 @@
 A hundred jobs mostly go one of a few ways, so beyond a screenful jobs of one course share a row, with their number.
 """
 
-import textwrap
 from collections import Counter, defaultdict
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rqlab.charts.chart import Chart, dress, new_axes, say
+from rqlab.charts.chart import Chart, dress, lines, new_axes, say
 from rqlab.charts.histories import Result, history, job_names, times
 from rqlab.charts.looks import OUTCOMES, STATES, WAIT, Look, Theme, on_paper, seconds, theme
 
@@ -164,17 +163,11 @@ def draw(ax: "Axes", drawn: Retries, look: Theme) -> None:
             color=on_paper(course.look.colour, look.paper) if course.end in ("dlq", "lost") else look.ink,
         )  # fmt: skip
     title = "How often jobs ran" + (", alike ones in one row" if drawn.gathered else "")
-    seed = f"   seed {drawn.seed}" if drawn.seed is not None else ""
-    say(
-        ax,
-        look,
-        title,
-        textwrap.fill(drawn.summary, 112, max_lines=2, placeholder=" …"),
-        "run" + (f" ({drawn.hidden})" if drawn.hidden else ""),
-        up=0.0,
-    )
+    title += f" (seed {drawn.seed})" if drawn.seed is not None else ""
+    subtitle = "\n".join(lines(drawn.summary, ax.get_window_extent().width * 100 / ax.figure.dpi, 2))
+    say(ax, look, title, subtitle, "run" + (f" ({drawn.hidden})" if drawn.hidden else ""))
     kinds = dict.fromkeys(OUTCOMES.get(o, OUTCOMES["active"]) for c in drawn.courses for o in c.outcomes)
-    said = "   ".join([*(kind.label for kind in kinds), f"{WAIT.glyph} between runs: back-off, then the line"]) + seed
+    said = "   ".join([*(kind.label for kind in kinds), f"{WAIT.glyph} between runs: back-off, then the line"])
     ax.annotate(
         said, (0, 0), xycoords="axes fraction", xytext=(0, -40), textcoords="offset points", ha="left", va="top",
         size=8, color=look.quiet,

@@ -1,38 +1,49 @@
 """Who ran what, when: one lane a worker or one lane a job, with waits, leases that run out, and what broke.
 
-The marks are shared: `draw` puts them on matplotlib's axes, `rqlab.html.timeline` writes them as SVG.
+The marks are shared: `draw` puts them on matplotlib's axes, `rqlab.html.timeline` writes them as SVG. So is what can
+be decided without pixels of either: which words stand on a bar, and where captions have room.
 """
 
-import textwrap
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rqlab.charts.chart import Chart, dress, meet, new_axes, say, text_box
+from rqlab.charts.captions import Mark, draw_captions, draw_line, fault_marks, height, on_axis, refusals
+from rqlab.charts.chart import Chart, dress, lines, new_axes, say, text_width
 from rqlab.charts.histories import (
     Happening,
     History,
     JobRow,
     Result,
     Run,
-    fault_look,
     history,
     job_names,
     moment,
     times,
     worker_names,
 )
-from rqlab.charts.looks import LEASE, OUTCOMES, STATES, WAIT, Look, Theme, on_paper, plain, theme
+from rqlab.charts.looks import DOWN, FROZEN, LEASE, OUTCOMES, STATES, WAIT, Look, Theme, on_paper, plain, theme
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
 MOST_TICKS = 400  # heartbeats; more are a grey smear and are counted instead
-LEGEND_COLUMNS = 6
+MOST_LINKS = 10  # arrows to the next run of a job; more are a net
 MOST_LANES = 120  # a taller picture is no picture
+LEGEND_COLUMNS = 5
+INCHES = (9.2, 1.25, 0.3)  # width of the picture, and of its margins left and right
 
 #: What a bar is, besides a run with its outcome.
-PARTS: dict[str, Look] = {"wait": WAIT, "lease": LEASE, "in line": STATES["waiting"]}
+PARTS: dict[str, Look] = {"wait": WAIT, "lease": LEASE, "in line": STATES["waiting"], "down": DOWN, "frozen": FROZEN}
+#: Where a bar lies in its row of height 1: how far its top is above the middle, and how high it is.
+BOXES = {
+    "run": (0.37, 0.74), "wait": (0.25, 0.5), "lease": (0.25, 0.5), "in line": (0.06, 0.12), "down": (0.5, 1.0),
+    "frozen": (0.5, 1.0),
+}  # fmt: skip
+LEASE_OF_A_WORKER = (0.49, 0.1)  # over the runs that the worker may have meanwhile
+BANDS = ("down", "frozen")  # parts that are all rows of a lane, under its runs
 
 
 class Lane(NamedTuple):
@@ -45,38 +56,53 @@ class Lane(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A stretch of time in one row."""
+    """A stretch of time in one row, or of all rows of a lane."""
 
     row: int
     start: float
     end: float
-    part: str  #: run, wait, lease, in line
-    outcome: str  #: of a run: a key of OUTCOMES
-    job: str
-    name: str  #: of the job, short
-    worker: str
-    delivery: int
+    part: str  #: run, or a key of PARTS
+    outcome: str = ""  #: of a run: a key of OUTCOMES
+    job: str = ""
+    name: str = ""  #: of the job, short
+    worker: str = ""
+    delivery: int = 0
+    rows: int = 1
 
     @property
     def look(self) -> Look:
         return OUTCOMES.get(self.outcome, OUTCOMES["active"]) if self.part == "run" else PARTS[self.part]
 
+    def box(self, by: str) -> tuple[float, float]:
+        """How far its top is above the middle of its first row, and how high it is, in rows."""
+        above, high = LEASE_OF_A_WORKER if self.part == "lease" and by == "worker" else BOXES[self.part]
+        return above, high + self.rows - 1
+
+    def words(self, by: str, fits: Callable[[str], bool]) -> str:
+        """What stands on it: of a run its glyph, and its job if there is room."""
+        if self.part != "run" or (by == "job" and self.outcome == "completed"):  # there the end of the lane says it
+            return ""
+        again = [f"{self.look.glyph} {self.name} ({self.delivery})"] if self.delivery > 1 else []
+        named = [*again, f"{self.look.glyph} {self.name}"] if by == "worker" else []
+        return next((words for words in [*named, self.look.glyph] if fits(words)), "")
+
     def said(self) -> str:
         """What hovering over it says."""
         span = f"{moment(self.start)}–{moment(self.end)}"
+        if self.part in BANDS:
+            return f"{plain(self.worker)}: {self.look.word} {span}"
         if self.part != "run":
             return f"{self.name} {self.look.word} {span}"
         return f"{self.name} run {self.delivery} on {plain(self.worker)}: {self.look.word} {span}"
 
 
-class Mark(NamedTuple):
-    """A fault, or the end of a job."""
+class Link(NamedTuple):
+    """From where a job was taken back to where it ran again."""
 
     at: float
-    row: int | None  #: None strikes all
-    look: Look
-    label: str
-    fault: bool
+    row: int
+    to: float
+    to_row: int
 
 
 class Timeline(NamedTuple):
@@ -87,17 +113,31 @@ class Timeline(NamedTuple):
     bars: tuple[Bar, ...]
     ticks: tuple[tuple[int, float], ...]  #: heartbeats: row, instant
     marks: tuple[Mark, ...]
+    links: tuple[Link, ...]
     rows: int
     start: float
     end: float
     legend: tuple[Look, ...]
     hidden: str  #: what is not drawn, in words
-    summary: str
+    told: str  #: what was lost, where that is known
+    summary: str  #: jobs and runs, counted
+    broken: str  #: faults, counted
     seed: int | None
 
     def said(self) -> str:
         """The picture in words."""
-        return f"Timeline by {self.by}: {self.summary}." + (f" {self.hidden}." if self.hidden else "")
+        told = f" {self.told}" if self.told else ""
+        facts = f"{self.summary}; {self.broken}; {moment(self.end - self.start)} in all"
+        return f"Timeline by {self.by}: {facts}.{told}" + (f" {self.hidden}." if self.hidden else "")
+
+    def named_lanes(self, rows_a_name: int) -> Iterator[tuple[float, Lane]]:
+        """The lanes whose names have room, where a name takes so many rows; and the middle of each."""
+        last = -float(rows_a_name)
+        for lane in self.lanes:
+            middle = lane.row + (lane.rows - 1) / 2
+            if middle - last >= rows_a_name * 0.999 or rows_a_name == 1:
+                last = middle
+                yield middle, lane
 
 
 def marks(
@@ -111,52 +151,53 @@ def marks(
         raise ValueError(f"by: expected 'worker' or 'job', got {by!r}")
     told = history(result, newest)
     names = job_names(told.jobs)
-    if by == "worker":
-        lanes, bars, hidden = _worker_lanes(told, names, most)
-    else:
-        lanes, bars, hidden = _job_lanes(told, names, most)
+    lanes, bars, hidden = (_worker_lanes if by == "worker" else _job_lanes)(told, names, most)
     if told.start:
         bars = [bar._replace(start=max(bar.start, told.start)) for bar in bars if bar.end > told.start]
     rows = sum(lane.rows for lane in lanes)
     ticks, beats = _ticks(told, bars)
-    drawn = _fault_marks(told, lanes, by)
-    if by == "job":
-        drawn += _ends(told, lanes, bars)
-    seen = dict.fromkeys(bar.look for bar in bars)
+    if by == "worker":
+        drawn = fault_marks(told, {lane.full_name: (lane.row, lane.rows) for lane in lanes})
+        drawn += refusals(told, {(bar.job, bar.worker): bar.row for bar in bars if bar.part == "run"})
+    else:
+        drawn = fault_marks(told) + _ends(told, lanes, bars)
+    links = _links(bars) if by == "worker" else ()
+    seen = {bar.look for bar in bars} | {mark.look for mark in drawn if mark.reach == "here" and by == "worker"}
     order = [*OUTCOMES.values(), *PARTS.values()]
-    legend = tuple(sorted(seen, key=order.index))
+    legend = tuple(sorted(seen, key=lambda look: order.index(look) if look in order else len(order)))
     said = ". ".join(part for part in (hidden, beats) if part)
     return Timeline(
-        by, tuple(lanes), tuple(bars), ticks, tuple(sorted(drawn, key=lambda mark: mark.at)), rows, told.start,
-        told.end if told.end > told.start else told.start + 1, legend, said, _summary(told), told.seed,
+        by, tuple(lanes), tuple(bars), ticks, tuple(sorted(drawn, key=lambda mark: mark.at)), links, rows, told.start,
+        told.end if told.end > told.start else told.start + 1, legend, said, told.what_was_lost,
+        _summary(told), told.broken, told.seed,
     )  # fmt: skip
 
 
 def _pieces(run: Run, told: History, row: int, name: str) -> list[Bar]:
     """A run as bars: one, or two if its worker died under it and the lease ran out."""
     end = told.end if run.ended is None else run.ended
-    facts = (run.outcome, run.job, name, run.worker, run.delivery)
+    whole = Bar(row, run.started, end, "run", run.outcome, run.job, name, run.worker, run.delivery)
     broken = _died_at(run, end, told)
     if broken is None:
-        return [Bar(row, run.started, end, "run", *facts)]
-    return [Bar(row, run.started, broken, "run", *facts), Bar(row, broken, end, "lease", *facts)]
+        return [whole]
+    return [whole._replace(end=broken), whole._replace(start=broken, part="lease")]
 
 
 def _died_at(run: Run, end: float, told: History) -> float | None:
     """When the worker of a stalled run was last alive: at its crash, else at its last heartbeat."""
-    if run.outcome != "stalled":
+    if run.outcome not in ("stalled", "lost"):
         return None
-    hits = [fault.at for fault in told.faults if run.started <= fault.at <= end and _strikes(fault, run.worker)]
+    hits = [fault.at for fault in told.faults if run.started <= fault.at < end and _ends_run(fault, run)]
     if hits:
         return hits[0]
     beats = [at for at in told.beats.get(run.job, ()) if run.started <= at <= end]
-    return beats[-1] if beats else None
+    return beats[-1] if beats and run.outcome == "stalled" else None
 
 
-def _strikes(fault: Happening, worker: str) -> bool:
-    kind = fault.kind.lower()
-    deadly = any(word in kind for word in ("crash", "kill", "power", "freeze"))
-    return deadly and (fault.worker in ("", worker) or "power" in kind)
+def _ends_run(fault: Happening, run: Run) -> bool:
+    """Whether the fault is why nobody kept the run's lease any more."""
+    late = "late ack" in fault.kind.lower()
+    return fault.hits(run.worker) and (fault.stops or late)
 
 
 def _worker_lanes(told: History, names: dict[str, str], most: int) -> tuple[list[Lane], list[Bar], str]:
@@ -165,7 +206,7 @@ def _worker_lanes(told: History, names: dict[str, str], most: int) -> tuple[list
     for run in told.runs:
         by_worker[run.worker].append(run)
     for fault in told.faults:  # a worker that never ran a job and died is a worker
-        if fault.worker and "worker" in fault.kind.lower():
+        if fault.worker and fault.strikes == "worker" and "worker" in fault.kind.lower():
             by_worker.setdefault(fault.worker, [])
     workers = sorted(by_worker, key=_natural)
     short = worker_names(workers)
@@ -176,12 +217,25 @@ def _worker_lanes(told: History, names: dict[str, str], most: int) -> tuple[list
         free: list[float] = []  # until when each row is taken
         for run in by_worker[worker]:
             at = next((n for n, until in enumerate(free) if until <= run.started), len(free))
-            free[at : at + 1] = [told.end if run.ended is None else run.ended]
-            bars += _pieces(run, told, row + at, names[run.job])
+            pieces = _pieces(run, told, row + at, names[run.job])
+            free[at : at + 1] = [pieces[0].end]
+            bars += pieces
         lanes.append(Lane(short[worker], worker, row, max(1, len(free))))
+        bars += _bands(told, lanes[-1])
         row += max(1, len(free))
     left = len(workers) - len(lanes)
     return lanes, bars, f"{times(left, 'more worker')} not drawn" if left else ""
+
+
+def _bands(told: History, lane: Lane) -> Iterator[Bar]:
+    """When the worker of a lane did nothing: it was down, or frozen."""
+    hits = [fault for fault in told.faults if fault.stops and fault.hits(lane.full_name)]
+    for number, fault in enumerate(hits):
+        dies_at = next((other.at for other in hits[number + 1 :] if other.is_deadly), None)
+        until = dies_at if fault.until is None else fault.until  # who dies frozen is frozen no longer
+        if until is not None:
+            part = "down" if fault.is_deadly else "frozen"
+            yield Bar(lane.row, fault.at, until, part, worker=lane.full_name, rows=lane.rows)
 
 
 def _natural(name: str) -> tuple[tuple[bool, int, str], ...]:
@@ -207,28 +261,28 @@ def _job_lanes(told: History, names: dict[str, str], most: int) -> tuple[list[La
     lanes: list[Lane] = []
     bars: list[Bar] = []
     for job in (told.jobs[n] for n in sorted(shown)):
-        row = len(lanes)
-        name = names[job.id]
+        row, name = len(lanes), names[job.id]
         lanes.append(Lane(name, job.id, row, 1))
-        since, part = job.pushed, "in line"
-        for run in by_job[job.id]:
-            due = next((at for at in told.due.get(job.id, ()) if since < at <= run.started), None)
-            if due is not None:  # it was delayed, became due, and then waited for a worker
-                bars.append(Bar(row, since, due, "wait", "", job.id, name, "", 0))
-                since, part = due, "in line"
-            if run.started > since:
-                bars.append(Bar(row, since, run.started, part, "", job.id, name, "", 0))
-            bars += _pieces(run, told, row, name)
-            since = told.end if run.ended is None else run.ended
-            part = "wait" if run.outcome in ("failed", "stalled", "timed_out") else "in line"
-        if job.state in ("waiting", "delayed") and told.end > since and not job.lost:
-            rest = "wait" if job.state == "delayed" else part
-            bars.append(Bar(row, since, told.end, rest, "", job.id, name, "", 0))
+        pieces = [piece for run in by_job[job.id] for piece in _pieces(run, told, row, name)]
+        bars += [*_waits(told.courses[job.id], pieces, Bar(row, 0, told.end, "wait", "", job.id, name)), *pieces]
     left = [told.jobs[n] for n in range(len(told.jobs)) if n not in shown]
     if not left:
         return lanes, bars, ""
     smooth = all(_trouble(job, by_job[job.id]) == 0 for job in left)
     return lanes, bars, f"{times(len(left), 'more job')} not drawn" + (", all without trouble" if smooth else "")
+
+
+def _waits(course: Sequence[tuple[float, str]], pieces: Sequence[Bar], pattern: Bar) -> Iterator[Bar]:
+    """The stretches in which a job waited: in line, or for its delay to end. What it ran or was leased is cut out."""
+    parts = {"waiting": "in line", "delayed": "wait"}
+    for (start, state), (end, _) in pairwise([*course, (pattern.end, "")]):
+        if state not in parts:
+            continue
+        for piece in pieces:
+            if piece.start < end and piece.end > start:
+                start = max(start, min(piece.end, end))
+        if end > start:
+            yield pattern._replace(start=start, end=end, part=parts[state])
 
 
 def _trouble(job: JobRow, runs: list[Run]) -> int:
@@ -254,20 +308,19 @@ def _ticks(told: History, bars: list[Bar]) -> tuple[tuple[tuple[int, float], ...
     return tuple(ticks), ""
 
 
-def _fault_marks(told: History, lanes: list[Lane], by: str) -> list[Mark]:
-    by_name = {lane.full_name: lane for lane in lanes} if by == "worker" else {}
-    short = worker_names(sorted({lane.full_name for lane in lanes} | {fault.worker for fault in told.faults} - {""}))
-    drawn = []
-    for fault in (*told.faults, *told.recoveries):
-        look = fault_look(fault.kind)
-        lane = None if "power" in fault.kind.lower() else by_name.get(fault.worker)
-        target = (
-            ""
-            if fault.worker == "machine"
-            else f" {by_name[fault.worker].name if fault.worker in by_name else short.get(fault.worker, '')}".rstrip()
-        )
-        drawn.append(Mark(fault.at, lane.row if lane else None, look, f"{look.glyph} {look.word}{target}", True))
-    return drawn
+def _links(bars: list[Bar]) -> tuple[Link, ...]:
+    """For each job that was taken back from a worker: where it ran next."""
+    pieces: dict[str, list[Bar]] = defaultdict(list)
+    for bar in sorted(bars, key=lambda bar: bar.start):
+        if bar.part in ("run", "lease"):
+            pieces[bar.job].append(bar)
+    found = [
+        Link(before.end, before.row, after.start, after.row)
+        for job in pieces.values()
+        for before, after in pairwise(job)
+        if before.outcome in ("stalled", "lost") and after.part == "run"
+    ]
+    return tuple(found) if len(found) <= MOST_LINKS else ()
 
 
 def _ends(told: History, lanes: list[Lane], bars: list[Bar]) -> list[Mark]:
@@ -280,7 +333,7 @@ def _ends(told: History, lanes: list[Lane], bars: list[Bar]) -> list[Mark]:
             look = OUTCOMES["lost"] if job.lost else STATES[job.state]
             at = last.get(rows[job.id], job.pushed)
             at = max(at, job.finished) if job.finished is not None else at
-            drawn.append(Mark(at, rows[job.id], look, look.label, False))
+            drawn.append(Mark(at, rows[job.id], look, look.label, "here"))
     return drawn
 
 
@@ -292,12 +345,9 @@ def _summary(told: History) -> str:
     lost = sum(job.lost for job in told.jobs)
     states = Counter(job.state for job in told.jobs if not job.lost)
     ended = [f"{n:,} {state}" for state in STATES if (n := states.get(state, 0))] + [f"{lost:,} lost"] * (lost > 0)
-    faults = Counter(fault_look(fault.kind).word for fault in told.faults)
     parts = [
         f"{times(len(told.jobs), 'job')}" + (f" ({', '.join(ended)})" if ended else ""),
         f"{times(len(told.runs), 'run')} on {times(workers, 'worker')}" + (f" ({runs})" if runs else ""),
-        ", ".join(times(n, word) for word, n in faults.items()) or "no faults",
-        f"{moment(told.end - told.start)} in all",
     ]
     return "; ".join(parts)
 
@@ -313,7 +363,7 @@ def data(drawn: Timeline) -> "pandas.DataFrame":
     ]
     ends = [
         (lanes.get(m.row, "") if m.row is not None else "", -1 if m.row is None else m.row, m.at, m.at,
-         "fault" if m.fault else "end", m.look.word, "", "", 0)
+         "mark" if m.reach == "here" else "fault", m.look.word, "", "", 0)
         for m in drawn.marks
     ]  # fmt: skip
     columns = ["lane", "row", "start", "end", "part", "outcome", "job", "worker", "delivery"]
@@ -330,134 +380,138 @@ def timeline(
     drawn = marks(result, by)
     look = theme(dark)
     if ax is None:
-        pitch = max(0.085, min(0.30, 7.5 / max(1, drawn.rows)))  # inches a row
-        below = 0.68 + 0.17 * -(-(len(drawn.legend) + 1) // LEGEND_COLUMNS)
-        ax = new_axes(look, 9.2, 1.3 + below + pitch * max(2, drawn.rows), (1.25, below, 0.3, 1.3))
+        width, left, right = INCHES
+        inner = 100 * (width - left - right)
+        pitch = max(0.085, min(0.36, 7.5 / max(1, drawn.rows)))  # inches a row
+        entries = len(drawn.legend) + bool(drawn.ticks) + bool(drawn.links)
+        below = 0.68 + 0.17 * -(-entries // LEGEND_COLUMNS)
+        above = 0.45 + 0.15 * len(_subtitle(drawn, inner)) + height(on_axis(drawn.marks, *_span(drawn), inner))
+        ax = new_axes(look, width, above + below + pitch * max(2, drawn.rows), (left, below, right, above))
     draw(ax, drawn, look)
     return Chart(ax, data(drawn), drawn.said())
+
+
+def _subtitle(drawn: Timeline, width: float) -> list[str]:
+    """What was lost, and what happened, in lines of a width in hundredths of an inch."""
+    return [*lines(drawn.told, width, 3), *lines(drawn.summary, width, 2)]
+
+
+def _span(drawn: Timeline) -> tuple[float, float]:
+    """What the axis shows: a little more than there is."""
+    span = drawn.end - drawn.start
+    return drawn.start - span * 0.01, drawn.end + span * 0.03
 
 
 def draw(ax: "Axes", drawn: Timeline, look: Theme) -> None:
     """The marks on matplotlib's axes."""
     dress(ax, look)
-    span = drawn.end - drawn.start
-    ax.set_xlim(drawn.start - span * 0.01, drawn.end + span * 0.03)
+    ax.set_xlim(*_span(drawn))
     ax.set_ylim(max(2, drawn.rows) - 0.45, -0.6)
     ax.grid(True, axis="x", color=look.faint, linewidth=0.7)
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    box = ax.get_window_extent()
-    pixels = box.width / (span * 1.04)  # a second
-    pitch = box.height / (max(2, drawn.rows) + 0.15)  # pixels a row
-    scale = ax.figure.dpi / 100
-    skip = max(1, round(12.5 * scale / pitch + 0.49))  # a name needs so many rows
-    named, last = [], -skip
-    for lane in drawn.lanes:
-        middle = lane.row + (lane.rows - 1) / 2
-        if middle - last >= skip * 0.999 or skip == 1:
-            named.append((middle, lane.name))
-            last = middle  # type: ignore[assignment]
-    ax.set_yticks([row for row, _ in named], [name for _, name in named], size=8.5, parse_math=False)
+    box, scale = ax.get_window_extent(), ax.figure.dpi / 100
+    width = box.width / scale  # hundredths of an inch
+    pixels = width / ((drawn.end - drawn.start) * 1.04)  # and a second
+    pitch = box.height / (max(2, drawn.rows) + 0.15) / scale  # and a row
+    named = list(drawn.named_lanes(max(1, round(12.5 / pitch + 0.49))))
+    ax.set_yticks([middle for middle, _ in named], [lane.name for _, lane in named], size=8.5, parse_math=False)
     for lane in drawn.lanes[1:] if drawn.by == "worker" else ():
         ax.axhline(lane.row - 0.5, color=look.faint, linewidth=0.7, zorder=0)
-    _draw_bars(ax, drawn, look, pixels, pitch, scale)
+    size = min(8.0, pitch * 0.42)
+    for bar in drawn.bars:
+        _draw_bar(ax, bar, drawn.by, look, pixels)
+        _write_on(ax, bar, drawn.by, size, pixels)
     for row, at in drawn.ticks:
         ax.plot([at, at], [row + 0.22, row + 0.40], color=look.ink, linewidth=0.8, zorder=4)
-    _draw_faults(ax, drawn, look, scale)
+    for link in drawn.links:
+        _draw_link(ax, link)
+    for mark in drawn.marks:
+        _draw_mark(ax, mark, drawn, look, size)
     title = "Who ran what, when" if drawn.by == "worker" else "What became of each job"
-    seed = f", seed {drawn.seed}" if drawn.seed is not None else ""
-    below = f"seconds since the start{seed}" + (f" ({drawn.hidden})" if drawn.hidden else "")
-    say(ax, look, title, textwrap.fill(drawn.summary, 112, max_lines=2, placeholder=" …"), below, up=0.34)
+    title += f" (seed {drawn.seed})" if drawn.seed is not None else ""
+    below = "seconds since the start" + (f" ({drawn.hidden})" if drawn.hidden else "")
+    up = draw_captions(ax, drawn.marks, look)
+    say(ax, look, title, "\n".join(_subtitle(drawn, width)), below, up=up)
     _draw_legend(ax, drawn, look)
 
 
-def _draw_bars(ax: "Axes", drawn: Timeline, look: Theme, pixels: float, pitch: float, scale: float) -> None:
-    size = min(8.0, pitch / scale * 0.5)
-    for bar in drawn.bars:
-        width = max(bar.end - bar.start, 1.5 / pixels)  # what is too short to see is drawn as a stroke
-        fill: dict[str, Any] = {"facecolor": bar.look.colour, "edgecolor": look.paper, "linewidth": 0.4}
-        high = 0.74
-        if bar.part == "run" and bar.look.hatch:
-            fill |= {"hatch": bar.look.hatch, "edgecolor": bar.look.ink, "linewidth": 0}
-        elif bar.part == "wait":
-            fill = {"facecolor": "none", "edgecolor": bar.look.colour, "hatch": "////", "linewidth": 0}
-            high = 0.5
-        elif bar.part == "lease":
-            fill = {"facecolor": "none", "edgecolor": bar.look.colour, "linestyle": (0, (3, 2)), "linewidth": 1.1}
-            high = 0.5
-        elif bar.part == "in line":
-            fill = {"facecolor": bar.look.colour, "linewidth": 0}
-            high = 0.12
-        ax.barh(bar.row, width, left=bar.start, height=high, zorder=2 if bar.part == "in line" else 3, **fill)
-        room = width * pixels / scale
-        twice = drawn.by == "job" and bar.outcome == "completed"  # the end of the lane says it
-        if bar.part == "run" and size >= 5 and room >= 15 and not twice:
-            words = f"{bar.look.glyph} {bar.name}"
-            fits = room >= 7 + len(words) * size * 0.95 and drawn.by == "worker"
-            text = words if fits else bar.look.glyph
-            cover = {"facecolor": bar.look.colour, "edgecolor": "none", "pad": 1.6} if bar.look.hatch else None
-            ax.text(
-                bar.start + width / 2, bar.row, text, ha="center", va="center_baseline", size=size, color=bar.look.ink,
-                zorder=5, parse_math=False, bbox=cover, clip_on=True,
-            )  # fmt: skip
-    for mark in drawn.marks:
-        if not mark.fault and mark.row is not None:
-            ax.annotate(
-                mark.look.glyph, (mark.at, mark.row), xytext=(2, 0), textcoords="offset points", ha="left",
-                va="center_baseline", size=max(4.0, min(8.5, size * 1.15)), weight="bold", zorder=6,
-                color=on_paper(mark.look.colour, look.paper), annotation_clip=False,
-            )  # fmt: skip
+def _fill(kind: Look, look: Theme) -> dict[str, Any]:
+    """How a look is filled, in matplotlib's words; the legend shows the same."""
+    if kind is WAIT:
+        return {"facecolor": "none", "edgecolor": kind.colour, "hatch": "////", "linewidth": 0}
+    if kind is LEASE:
+        return {"facecolor": "none", "edgecolor": kind.colour, "linestyle": (0, (3, 1)), "linewidth": 1.2}
+    if kind in (DOWN, FROZEN):
+        return {"facecolor": look.faint, "edgecolor": kind.colour, "hatch": kind.hatch, "linewidth": 0}
+    if kind.hatch:
+        return {"facecolor": kind.colour, "edgecolor": kind.ink, "hatch": kind.hatch, "linewidth": 0}
+    return {"facecolor": kind.colour, "edgecolor": look.paper, "linewidth": 0.4}
 
 
-def _draw_faults(ax: "Axes", drawn: Timeline, look: Theme, scale: float) -> None:
-    """Lines through what a fault strikes; words above, in two rows, for as many as have room there.
+def _draw_bar(ax: "Axes", bar: Bar, by: str, look: Theme, pixels: float) -> None:
+    above, high = bar.box(by)
+    width = max(bar.end - bar.start, 1.5 / pixels)  # what is too short to see is drawn as a stroke
+    layer = 1 if bar.part in BANDS else 2 if bar.part == "in line" else 3
+    ax.barh(bar.row - above, width, left=bar.start, height=high, align="edge", zorder=layer, **_fill(bar.look, look))
 
-    The words are in ink: in the colours of their lines they could not be read.
-    """
-    taken: list[list[tuple[float, float, float, float]]] = [[], []]
-    for mark in drawn.marks:
-        if not mark.fault:
-            continue
+
+def _write_on(ax: "Axes", bar: Bar, by: str, size: float, pixels: float) -> None:
+    room = (bar.end - bar.start) * pixels
+    if size < 5 or room < 15 or bar.part != "run":
+        return
+    words = bar.words(by, lambda words: len(words) == 1 or text_width(words, size) + 7 <= room)
+    cover = {"facecolor": bar.look.colour, "edgecolor": "none", "pad": 1.6} if bar.look.hatch else None
+    if words:
+        ax.text(
+            (bar.start + bar.end) / 2, bar.row, words, ha="center", va="center_baseline", size=size,
+            color=bar.look.ink, zorder=5, parse_math=False, bbox=cover, clip_on=True,
+        )  # fmt: skip
+
+
+def _draw_link(ax: "Axes", link: Link) -> None:
+    """From the end of a lease to the next run of its job."""
+    low = link.to_row - (0.37 if link.to_row >= link.row else -0.37)
+    ax.annotate(
+        "", (link.to, low), xytext=(link.at, link.row - 0.44), zorder=4, annotation_clip=False,
+        arrowprops={"arrowstyle": "->", "color": LEASE.colour, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0,
+                    "mutation_scale": 8},
+    )  # fmt: skip
+
+
+def _draw_mark(ax: "Axes", mark: Mark, drawn: Timeline, look: Theme, size: float) -> None:
+    if mark.reach == "here" and mark.row is not None:
+        aside = drawn.by == "job"
         colour = on_paper(mark.look.colour, look.paper)
-        low, high = (-0.6, drawn.rows - 0.5) if mark.row is None else (mark.row - 0.5, mark.row + 0.5)
-        ax.plot([mark.at, mark.at], [low, high], color=colour, linewidth=1.4, linestyle=(0, (4, 2)), zorder=5)
-        for words in (mark.label, mark.look.glyph):
-            for level, row in enumerate(taken):
-                text = ax.annotate(
-                    words, (mark.at, 1), xycoords=("data", "axes fraction"), xytext=(-3, 3 + 12 * level),
-                    textcoords="offset points", ha="left", va="bottom", size=8, color=look.ink, parse_math=False,
-                )  # fmt: skip
-                place = text_box(text)
-                wide = (place[0] - 3 * scale, place[1], place[2] + 3 * scale, place[3])
-                beyond = place[2] > ax.get_window_extent().x1 + 20 * scale
-                if not beyond and not any(meet(wide, other) for other in row):
-                    row.append(place)
-                    break
-                text.remove()
-            else:
-                continue
-            break
+        ax.annotate(
+            mark.look.glyph, (mark.at, mark.row), xytext=(2 if aside else 0, 0), textcoords="offset points",
+            ha="left" if aside else "center", va="center_baseline", size=max(4.0, min(8.5, size * 1.15)),
+            weight="bold", zorder=6, color=colour, annotation_clip=False,
+        )  # fmt: skip
+    elif mark.reach == "lane" and mark.row is not None:
+        ax.plot([mark.at] * 2, [-0.6, mark.row - 0.5], color=look.quiet, linewidth=0.5, linestyle=(0, (1, 3)), zorder=2)
+        draw_line(ax, mark, mark.row - 0.5, mark.row + mark.rows - 0.5, look)
+    elif mark.reach == "all":
+        draw_line(ax, mark, -0.6, drawn.rows - 0.5, look)
 
 
 def _draw_legend(ax: "Axes", drawn: Timeline, look: Theme) -> None:
-    """What fills and glyphs mean, in a line under the axis."""
+    """What fills and glyphs mean, in lines under the axis."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    if not drawn.legend:
-        return
     handles: list[Any] = []
     for each in drawn.legend:
-        if each is WAIT:
-            handles.append(Patch(facecolor="none", edgecolor=each.colour, hatch="////", linewidth=0, label=each.label))
-        elif each is LEASE:
-            handles.append(Patch(facecolor="none", edgecolor=each.colour, linestyle=(0, (3, 2)), label=each.label))
+        if each in OUTCOMES.values() or each in PARTS.values():
+            handles.append(Patch(label=each.label, **_fill(each, look)))
         else:
-            handles.append(
-                Patch(facecolor=each.colour, edgecolor=each.ink, hatch=each.hatch, linewidth=0, label=each.label)
-            )
+            handles.append(Line2D([], [], linestyle="none", label=each.label))
     if drawn.ticks:
         handles.append(Line2D([], [], color=look.ink, marker="|", linestyle="none", label="heartbeat"))
+    if drawn.links:
+        handles.append(Line2D([], [], color=LEASE.colour, linewidth=1.1, label="→ taken back, runs again"))
+    if not handles:
+        return
     below = -0.48 * ax.figure.dpi / ax.get_window_extent().height
     ax.legend(
         handles=handles, loc="upper left", bbox_to_anchor=(0, below), frameon=False,

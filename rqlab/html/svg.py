@@ -5,20 +5,20 @@ Colours of the paper are Jupyter's variables with a fallback, so that one text r
 
 import math
 from html import escape
+from typing import NamedTuple
 
+from rqlab.charts.captions import Mark, captions
 from rqlab.charts.histories import moment
-from rqlab.charts.looks import FAULTS, LEASE, WAIT, Look, plain, seconds
-from rqlab.charts.timelines import Bar, Timeline
+from rqlab.charts.looks import BLACK, DOWN, FAULTS, FROZEN, LEASE, OUTCOMES, WAIT, Look, plain, seconds
+from rqlab.charts.timelines import BANDS, Bar, Link, Timeline
 
 INK = "var(--jp-ui-font-color1, currentColor)"
 QUIET = "var(--jp-ui-font-color2, #767676)"
 FAINT = "var(--jp-border-color2, #8884)"
-PAPER = "var(--jp-layout-color0, #fff)"
-POINTER = "#d55e00"
 FONT = "font-family:var(--jp-ui-font-family, system-ui, sans-serif)"
 
-LEFT, RIGHT, TOP = 92, 24, 45  # pixels beside and above the lanes
-WORD_ROWS, WORD_HIGH = 3, 13  # of the words of faults, above the lanes: they fill TOP
+LEFT, RIGHT = 92, 24  # pixels beside the lanes
+DARK = (BLACK, OUTCOMES["lost"].colour)  # colours that dark paper would hide
 LETTER = 6.1  # pixels a letter of 11 px takes, at most on average: texts are kept apart by this
 
 #: Patterns of the second cue, drawn over a fill; the names are matplotlib's hatches.
@@ -43,64 +43,57 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     `name` keeps its patterns apart from those of other pictures on the page.
     """
     name = "".join(letter for letter in name if letter.isalnum() or letter in "-_") or "rq"
-    pitch, lanes, height = _heights(drawn, width)
+    pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
     scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
     zero = LEFT - drawn.start * scale
-    words = _words(drawn, zero, scale, width)
-    empty = WORD_HIGH * (WORD_ROWS - 1 - max((row for _, row, _ in words), default=-1))  # above the words
+    written = captions(drawn.marks, lambda at: zero + at * scale, lambda words: len(words) * LETTER + 6, width)
+    top = 6 + 13 * max((caption.level + 1 for caption in written), default=0)
+    lanes = max(1, drawn.rows) * pitch
+    height = top + lanes + 22 + 18 * _legend_rows(drawn, width)
+    to = Canvas(zero, scale, top, pitch, name)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 {empty} {width} {height - empty}" '
-        f'width="{width}" role="img" fill="currentColor" '
-        f'style="display:block;max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
+        f'style="max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}" fill="currentColor">'
         f"<title>Timeline by {drawn.by}</title><desc>{text(drawn.said(), 2000)}</desc>",
         _patterns(drawn.legend, name),
-        _axis(drawn, zero, scale, pitch, lanes),
+        _axis(drawn, to, lanes),
     ]
-    skip = -(-12 // pitch)
-    last = -skip
-    for lane in drawn.lanes:
-        middle = lane.row + (lane.rows - 1) / 2
-        if middle - last >= skip:
-            y = TOP + (middle + 0.5) * pitch + 4
-            parts.append(
-                f'<text x="{LEFT - 8}" y="{y:.1f}" text-anchor="end">{text(lane.name, 14)}'
-                f"<title>{text(lane.full_name, 80)}</title></text>"
-            )
-            last = middle  # type: ignore[assignment]
-    parts += [_bar(bar, zero, scale, pitch, name, drawn.by) for bar in drawn.bars]
+    parts += [
+        f'<text x="{LEFT - 8}" y="{to.y(middle) + 4:.1f}" text-anchor="end">{text(lane.name, 14)}'
+        f"<title>{text(lane.full_name, 80)}</title></text>"
+        for middle, lane in drawn.named_lanes(-(-12 // pitch))
+    ]
+    in_layers = sorted(drawn.bars, key=lambda bar: bar.part not in BANDS)
+    parts += [_bar(bar, to, drawn.by) for bar in in_layers]
     if drawn.ticks:
-        beats = "".join(f"M{zero + at * scale:.1f} {TOP + (row + 0.72) * pitch:.1f}v4" for row, at in drawn.ticks)
+        beats = "".join(f"M{to.x(at):.1f} {to.y(row + 0.22):.1f}v4" for row, at in drawn.ticks)
         parts.append(f'<path d="{beats}" stroke="currentColor" fill="none"><title>heartbeats</title></path>')
-    parts += _marks(drawn, zero, scale, pitch, lanes)
-    parts += [f'<text x="{x:.1f}" y="{TOP - 5 - WORD_HIGH * row}">{text(said)}</text>' for x, row, said in words]
-    parts.append(_legend(drawn, TOP + lanes + 34, width, name))
+    parts += [_link(link, to) for link in drawn.links]
+    parts += [_mark(mark, to, lanes, drawn.by) for mark in drawn.marks]
+    parts += [
+        f'<text x="{caption.left:.1f}" y="{top - 5 - 13 * caption.level}">{text(caption.words)}</text>'
+        for caption in written
+    ]
+    parts.append(_legend(drawn, top + lanes + 34, width, name))
     parts.append("</svg>")
     return "".join(parts)
 
 
-def cursor(drawn: Timeline, at: float, width: int = 760) -> str:
-    """A line at an instant, and a veil over what is still to come, to be laid over the SVG of the same timeline.
+class Canvas(NamedTuple):
+    """Where things are in pixels."""
 
-    It takes no height, lies over what stands above it, and lets the mouse through to the hover titles there.
-    """
-    _, lanes, height = _heights(drawn, width)
-    scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
-    x = LEFT + (min(max(at, drawn.start), drawn.end) - drawn.start) * scale
-    return (
-        '<div style="position:relative;height:0;pointer-events:none" aria-hidden="true">'
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
-        'style="position:absolute;left:0;bottom:0;max-width:100%;height:auto;pointer-events:none">'
-        f'<rect x="{x:.1f}" y="{TOP}" width="{width - RIGHT - x:.1f}" height="{lanes}" style="fill:{PAPER}" '
-        f'fill-opacity="0.65"/><path d="M{x:.1f} {TOP}v{lanes}" stroke="{POINTER}" stroke-width="2"/>'
-        f'<path d="M{x - 5:.1f} {TOP - 7}h10l-5 7z" fill="{POINTER}"/></svg></div>'
-    )
+    zero: float  #: of the start of time
+    scale: float  #: a second
+    top: float
+    pitch: float  #: a row
+    name: str  #: of the patterns
 
+    def x(self, at: float) -> float:
+        return self.zero + at * self.scale
 
-def _heights(drawn: Timeline, width: int) -> tuple[int, int, int]:
-    """Pixels: of a row, of all lanes, of the whole picture."""
-    pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
-    lanes = max(1, drawn.rows) * pitch
-    return pitch, lanes, TOP + lanes + 22 + 18 * _legend_rows(drawn, width)
+    def y(self, row: float) -> float:
+        """The middle of a row; above it is smaller."""
+        return self.top + (row + 0.5) * self.pitch
 
 
 def _patterns(legend: tuple[Look, ...], name: str) -> str:
@@ -108,12 +101,12 @@ def _patterns(legend: tuple[Look, ...], name: str) -> str:
     made = []
     for look in legend:
         if look.hatch:
-            bare = look is WAIT
-            fill = "" if bare else f'<rect width="6" height="6" fill="{look.colour}"/>'
-            lines = PATTERNS[look.hatch].format(ink=look.colour if bare else look.ink)
+            paper = {WAIT: "none", DOWN: FAINT, FROZEN: FAINT}.get(look, look.colour)
+            ink = look.ink if paper == look.colour else look.colour
+            fill = f'<rect width="6" height="6" fill="{paper}"/>'
             made.append(
                 f'<pattern id="{name}-{_key(look)}" width="6" height="6" patternUnits="userSpaceOnUse">'
-                f"{fill}{lines}</pattern>"
+                f"{fill}{PATTERNS[look.hatch].format(ink=ink)}</pattern>"
             )
     return f"<defs>{''.join(made)}</defs>" if made else ""
 
@@ -123,20 +116,21 @@ def _key(look: Look) -> str:
 
 
 def _fill(look: Look, name: str) -> str:
-    return f"url(#{name}-{_key(look)})" if look.hatch else look.colour
+    """How a look is filled, in SVG's words; the legend shows the same."""
+    if look is LEASE:
+        return f'fill="none" stroke="{look.colour}" stroke-dasharray="4 2" pointer-events="all"'
+    return f'fill="{f"url(#{name}-{_key(look)})" if look.hatch else look.colour}"'
 
 
-def _axis(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int) -> str:
+def _axis(drawn: Timeline, to: Canvas, lanes: float) -> str:
     """Lines at round seconds, and what they are."""
     grid, words = [], []
     for at in round_instants(drawn.start, drawn.end):
-        x = zero + at * scale
-        grid.append(f"M{x:.1f} {TOP}v{lanes}")
-        words.append(f'<text x="{x:.1f}" y="{TOP + lanes + 14}" text-anchor="middle">{moment(at)}</text>')
+        grid.append(f"M{to.x(at):.1f} {to.top}v{lanes}")
+        words.append(f'<text x="{to.x(at):.1f}" y="{to.top + lanes + 14}" text-anchor="middle">{moment(at)}</text>')
     if drawn.by == "worker":
-        grid += [
-            f"M{LEFT} {TOP + lane.row * pitch}h{(drawn.end - drawn.start) * scale:.1f}" for lane in drawn.lanes[1:]
-        ]
+        wide = (drawn.end - drawn.start) * to.scale
+        grid += [f"M{LEFT} {to.y(lane.row - 0.5):.1f}h{wide:.1f}" for lane in drawn.lanes[1:]]
     return f'<path d="{"".join(grid)}" stroke="{FAINT}" fill="none"/><g fill="{QUIET}">{"".join(words)}</g>'
 
 
@@ -149,78 +143,68 @@ def round_instants(start: float, end: float, most: int = 8) -> list[float]:
     return [round(step * n, 9) for n in range(first, math.floor(end / step + 1e-9) + 1)]
 
 
-def _bar(bar: Bar, zero: float, scale: float, pitch: int, name: str, by: str) -> str:
-    x, width = zero + bar.start * scale, max((bar.end - bar.start) * scale - (bar.part == "run"), 1.5)
-    y = TOP + bar.row * pitch
-    look = bar.look
-    share = {"run": 0.74, "wait": 0.5, "lease": 0.5, "in line": 0.12}[bar.part]
-    high = pitch * share
-    top = y + (pitch - high) / 2
-    fill = f'fill="{_fill(look, name)}"'
-    if bar.part == "lease":
-        fill = f'fill="none" stroke="{look.colour}" stroke-dasharray="4 2" pointer-events="all"'
+def _bar(bar: Bar, to: Canvas, by: str) -> str:
+    x, width = to.x(bar.start), max((bar.end - bar.start) * to.scale - (bar.part == "run"), 1.5)
+    above, share = bar.box(by)
+    top, high = to.y(bar.row - above), share * to.pitch
     drawn = (
-        f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{high:.1f}" {fill}>'
+        f'<rect x="{x:.1f}" y="{top:.1f}" width="{width:.1f}" height="{high:.1f}" {_fill(bar.look, to.name)}>'
         f"<title>{text(bar.said(), 200)}</title></rect>"
     )
-    if bar.part != "run" or width < 13 or pitch < 14 or (by == "job" and bar.outcome == "completed"):
+    if width < 13 or to.pitch < 14:
         return drawn
-    words = f"{look.glyph} {bar.name}"
-    words = words if by == "worker" and width >= len(words) * LETTER + 6 else look.glyph
+    words = bar.words(by, lambda words: len(words) == 1 or width >= len(words) * LETTER + 6)
+    if not words:
+        return drawn
     middle = x + width / 2
     wide = min(max(len(words) * LETTER + 2, 13), width)
     cover = (
         f'<rect x="{middle - wide / 2:.1f}" y="{top + 2:.1f}" width="{wide:.1f}" height="{high - 4:.1f}" '
-        f'fill="{look.colour}"/>'
-        if look.hatch
+        f'fill="{bar.look.colour}"/>'
+        if bar.look.hatch
         else ""
     )
     return (
         f'{drawn}<g pointer-events="none">{cover}<text x="{middle:.1f}" y="{top + high / 2 + 4:.1f}" '
-        f'text-anchor="middle" fill="{look.ink}">{text(words)}</text></g>'
+        f'text-anchor="middle" fill="{bar.look.ink}">{text(words)}</text></g>'
     )
 
 
-def _marks(drawn: Timeline, zero: float, scale: float, pitch: int, lanes: int) -> list[str]:
-    """Lines of faults, and the final glyphs."""
-    parts = []
-    for mark in drawn.marks:
-        x = zero + mark.at * scale
-        colour = "currentColor" if mark.look.colour == "#000000" else mark.look.colour
-        if not mark.fault:
-            y = TOP + ((mark.row or 0) + 0.5) * pitch + 4
-            parts.append(
-                f'<text x="{x + 2:.1f}" y="{y:.1f}" fill="{colour if mark.look.word != "lost" else "currentColor"}" '
-                f'font-weight="bold">{mark.look.glyph}<title>{text(mark.look.word)}</title></text>'
-            )
-            continue
-        top, high = (TOP, lanes) if mark.row is None else (TOP + mark.row * pitch, pitch)
-        said = text(f"{mark.label}, at {seconds(round(mark.at, 3))}", 120)
-        parts.append(
-            f'<path d="M{x:.1f} {top}v{high}" stroke="{colour}" stroke-width="2" stroke-dasharray="4 2">'
-            f"<title>{said}</title></path>"
+def _link(link: Link, to: Canvas) -> str:
+    """From the end of a lease to the next run of its job, with a point."""
+    x, y = to.x(link.to), to.y(link.to_row + (0.37 if link.to_row < link.row else -0.37))
+    start = to.x(link.at), to.y(link.row - 0.44)
+    far = math.hypot(x - start[0], y - start[1]) or 1.0
+    along, across = (x - start[0]) / far, (y - start[1]) / far
+    wings = "".join(
+        f"M{x:.1f} {y:.1f}l{-6 * along + 3 * side * across:.1f} {-6 * across - 3 * side * along:.1f}"
+        for side in (1, -1)
+    )
+    return (
+        f'<path d="M{start[0]:.1f} {start[1]:.1f}L{x:.1f} {y:.1f}{wings}" stroke="{LEASE.colour}" fill="none">'
+        "<title>taken back, runs again</title></path>"
+    )
+
+
+def _mark(mark: Mark, to: Canvas, lanes: float, by: str) -> str:
+    """The line of a fault, or a glyph in its row."""
+    x = to.x(mark.at)
+    colour = "currentColor" if mark.look.colour in DARK else mark.look.colour
+    said = text(f"{mark.label}, at {seconds(round(mark.at, 3))}", 120)
+    if mark.reach == "here" and mark.row is not None:
+        aside = f'x="{x + 2:.1f}"' if by == "job" else f'x="{x:.1f}" text-anchor="middle"'
+        return (
+            f'<text {aside} y="{to.y(mark.row) + 4:.1f}" fill="{colour}" font-weight="bold">{mark.look.glyph}'
+            f"<title>{said}</title></text>"
         )
-    return parts
-
-
-def _words(drawn: Timeline, zero: float, scale: float, width: int) -> list[tuple[float, int, str]]:
-    """The words above the lines of faults, as far as there is room: (left, row, words). A power cut's come first.
-
-    They are in the ink of the page: in the colours of their lines they could not be read. At the right edge, where the
-    newest are, they move in.
-    """
-    taken: list[list[tuple[float, float]]] = [[] for _ in range(WORD_ROWS)]
-    placed = []
-    for mark in sorted((mark for mark in drawn.marks if mark.fault), key=lambda mark: mark.look != FAULTS["power cut"]):
-        for words in (mark.label, mark.look.glyph):
-            wide = len(words) * LETTER + 6
-            left = min(zero + mark.at * scale - 3, width - wide)
-            free = [n for n, row in enumerate(taken) if all(left + wide + 3 <= a or b <= left for a, b in row)]
-            if free:
-                taken[free[0]].append((left, left + wide + 3))
-                placed.append((left, free[0], words))
-                break
-    return placed
+    if mark.reach == "above":
+        return ""
+    top, high = (to.top, lanes) if mark.row is None else (to.y(mark.row - 0.5), mark.rows * to.pitch)
+    wide, dash = (2.5, "") if mark.stops else (1.5, ' stroke-dasharray="4 2"')
+    return (
+        f'<path d="M{x:.1f} {top:.1f}v{high:.1f}" stroke="{colour}" stroke-width="{wide}"{dash}>'
+        f"<title>{said}</title></path>"
+    )
 
 
 def _legend_places(drawn: Timeline, width: int) -> list[tuple[float, int]]:
@@ -238,17 +222,11 @@ def _legend_rows(drawn: Timeline, width: int) -> int:
     return max((row for _, row in _legend_places(drawn, width)), default=-1) + 1
 
 
-def _legend(drawn: Timeline, y: int, width: int, name: str) -> str:
+def _legend(drawn: Timeline, y: float, width: int, name: str) -> str:
     parts = []
     for look, (x, row) in zip(drawn.legend, _legend_places(drawn, width), strict=True):
         low = y + 18 * row
-        fill = (
-            f'fill="none" stroke="{LEASE.colour}" stroke-dasharray="4 2"'
-            if look is LEASE
-            else f'fill="{_fill(look, name)}"'
-        )
-        parts.append(
-            f'<rect x="{x + 1:.0f}" y="{low - 9}" width="18" height="11" {fill}/>'
-            f'<text x="{x + 24:.0f}" y="{low}">{text(look.label)}</text>'
-        )
+        if look.glyph != FAULTS["refused"].glyph:
+            parts.append(f'<rect x="{x + 1:.0f}" y="{low - 9}" width="18" height="11" {_fill(look, name)}/>')
+        parts.append(f'<text x="{x + 24:.0f}" y="{low}">{text(look.label)}</text>')
     return "".join(parts)

@@ -20,7 +20,7 @@ from rqlab.executors import Handler
 from rqlab.job import Outcome, State
 from rqlab.lifecycle import Event
 from rqlab.simulation import verdict
-from rqlab.simulation.checks import Violation
+from rqlab.simulation.checks import Violation, loses_the_last
 from rqlab.simulation.faults import FAULTS, Fault
 from rqlab.simulation.history import FORMAT, KINDS, Happening
 from rqlab.simulation.platter import CRASH_KINDS
@@ -259,7 +259,7 @@ class SimulationResult:
     @property
     def what_was_lost(self) -> str:
         """What crashes took, and which, in a sentence: the answer that the pictures illustrate."""
-        return verdict.what_was_lost(self.history, self.crash_of, self.durability)
+        return verdict.what_was_lost(self.history, self.crash_of, self.durability, self.ok)
 
     @property
     def durability(self) -> str:
@@ -268,27 +268,29 @@ class SimulationResult:
 
     @cached_property
     def promise(self) -> "pandas.DataFrame":
-        """What the mode promises beside what was lost: a row for kills, for power cuts, for clean exits."""
+        """What the mode promises beside what was lost: a row for kills, for power cuts, for clean exits.
+
+        Power cuts on a disk without power-safe overwrite have a row of their own, if there were any: such a disk may
+        take the last commit of any mode, synced or not.
+        """
         mode = MODES[self.durability]
-        rows = []
-        for crash, may_lose, hows in (
+        at_cut = mode.lost_at_power_cut.replace("the same", mode.lost_at_kill)
+        rows = [
             ("kill -9", mode.lost_at_kill, ("kill",)),
-            ("power cut", mode.lost_at_power_cut.replace("the same", mode.lost_at_kill), tuple(CRASH_KINDS)),
+            ("power cut", at_cut, tuple(kind for kind in CRASH_KINDS if not loses_the_last(kind))),
             ("clean exit", mode.lost_at_exit, ("exit",)),
-        ):
-            losses = [loss for loss in self.header.losses if loss.how in hows]
-            rows.append(
-                (
-                    mode.name,
-                    crash,
-                    may_lose,
-                    len(losses),
-                    sum(each.writes for each in losses),
-                    sum(each.jobs for each in losses),
-                )
-            )
+        ]
+        if any(loses_the_last(loss.how) for loss in self.header.losses):
+            broken = tuple(filter(loses_the_last, CRASH_KINDS))
+            rows.insert(2, ("power cut, disk without power-safe overwrite", f"{at_cut}; and the last commit", broken))
         columns = ["mode", "crash", "may lose", "crashes", "writes lost", "jobs lost"]
-        return self._frame(rows, columns, {}, ())
+        counted = [(mode.name, crash, may_lose, *self._lost_at(hows)) for crash, may_lose, hows in rows]
+        return self._frame(counted, columns, {}, ())
+
+    def _lost_at(self, hows: Sequence[str]) -> tuple[int, int, int]:
+        """Of crashes of these kinds: how many, and the writes and jobs that they took."""
+        losses = [loss for loss in self.header.losses if loss.how in hows]
+        return len(losses), sum(each.writes for each in losses), sum(each.jobs for each in losses)
 
     @property
     def coverage(self) -> Counter[str]:

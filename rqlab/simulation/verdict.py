@@ -4,15 +4,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rqlab.job import State
+from rqlab.simulation.checks import loses_the_last
 from rqlab.simulation.history import Happening
 
 LOST = "lost"  #: the kind of event, and the state, of a job that a crash took
 UNDONE = "undone"
+NO_POWER_SAFE_OVERWRITE = ", as a disk without power-safe overwrite may in any mode"
 LISTED_CRASHES = 4  # in one sentence; a table has them all
 
 
-def what_was_lost(history: Sequence[Happening], crash_of: Callable[[Happening], Happening], durability: str) -> str:
-    """Which crash took what, in one or two sentences."""
+def what_was_lost(
+    history: Sequence[Happening], crash_of: Callable[[Happening], Happening], durability: str, is_sound: bool
+) -> str:
+    """Which crash took what, in a sentence, and whether the mode may lose that."""
     recoveries = [(crash_of(each), each) for each in history if each.kind == "recovered"]
     if not recoveries:
         return "Nothing was lost: the store met no kill and no power cut."
@@ -24,7 +28,9 @@ def what_was_lost(history: Sequence[Happening], crash_of: Callable[[Happening], 
     completed = _completed_before(history)
     told = "; ".join(_taken(crash, each, completed) for crash, each in harmful[:LISTED_CRASHES])
     more = f"; and {len(harmful) - LISTED_CRASHES} more crashes" if len(harmful) > LISTED_CRASHES else ""
-    return f"Lost, as {durability} may: {told}{more}."
+    is_of_the_mode = any(not loses_the_last(each.detail["after"]) for _, each in harmful)
+    may = f", as {durability} may" if is_sound and is_of_the_mode else ""
+    return f"Lost{may}: {told}{more}."
 
 
 def _taken(crash: Happening, recovery: Happening, completed: dict[int, int]) -> str:
@@ -35,7 +41,8 @@ def _taken(crash: Happening, recovery: Happening, completed: dict[int, int]) -> 
     if again:
         parts.append(f"{_number(again, 'completed job', 'completed jobs')} forgotten and run again")
     held = f" ({', '.join(parts)})" if parts else ""
-    return f"the {crash.kind} at {crash.at:.1f} s took {_number(writes, 'acknowledged write')}{held}"
+    disk = NO_POWER_SAFE_OVERWRITE if loses_the_last(recovery.detail["after"]) else ""
+    return f"the {crash.kind} at {crash.at:.1f} s took {_number(writes, 'acknowledged write')}{held}{disk}"
 
 
 def _completed_before(history: Sequence[Happening]) -> dict[int, int]:
