@@ -74,12 +74,13 @@ def captions(
 ) -> list[Caption]:
     """Which marks are named above the plot, so that none covers another: by words, else their glyph, else not.
 
-    What stops workers is named first. `place` is where an instant is, `wide` how wide words are, `edge` the right end.
+    A power cut is named first, then what stops workers. `place` is where an instant is, `wide` how wide words are, `edge` the right end.
     """
     taken: list[list[tuple[float, float]]] = [[] for _ in range(LEVELS)]
     found = []
     named = [mark for mark in marks if mark.reach != "here"]
-    for mark in sorted(named, key=lambda mark: (not mark.stops, mark.at)):
+    cut = FAULTS["power cut"].glyph
+    for mark in sorted(named, key=lambda mark: (mark.look.glyph != cut, not mark.stops, mark.at)):
         options = [(words, level) for words in (mark.label, mark.look.glyph) for level in range(LEVELS)]
         for words, level in options:
             width = wide(words)

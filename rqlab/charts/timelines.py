@@ -43,6 +43,7 @@ BOXES = {
     "frozen": (0.5, 1.0),
 }  # fmt: skip
 LEASE_OF_A_WORKER = (0.49, 0.1)  # over the runs that the worker may have meanwhile
+UNDER = 0.42  # rows under the middle, where a glyph covers no name of a run
 BANDS = ("down", "frozen")  # parts that are all rows of a lane, under its runs
 
 
@@ -483,8 +484,9 @@ def _draw_mark(ax: "Axes", mark: Mark, drawn: Timeline, look: Theme, size: float
     if mark.reach == "here" and mark.row is not None:
         aside = drawn.by == "job"
         colour = on_paper(mark.look.colour, look.paper)
+        place = mark.at, mark.row + (0 if aside else UNDER)
         ax.annotate(
-            mark.look.glyph, (mark.at, mark.row), xytext=(2 if aside else 0, 0), textcoords="offset points",
+            mark.look.glyph, place, xytext=(2 if aside else 0, 0), textcoords="offset points",
             ha="left" if aside else "center", va="center_baseline", size=max(4.0, min(8.5, size * 1.15)),
             weight="bold", zorder=6, color=colour, annotation_clip=False,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from rqlab.charts.captions import Mark, captions
 from rqlab.charts.histories import moment
 from rqlab.charts.looks import BLACK, DOWN, FAULTS, FROZEN, LEASE, OUTCOMES, WAIT, Look, plain, seconds
-from rqlab.charts.timelines import BANDS, Bar, Link, Timeline
+from rqlab.charts.timelines import BANDS, UNDER, Bar, Link, Timeline
 
 INK = "var(--jp-ui-font-color1, currentColor)"
 QUIET = "var(--jp-ui-font-color2, #767676)"
@@ -18,6 +18,7 @@ FAINT = "var(--jp-border-color2, #8884)"
 FONT = "font-family:var(--jp-ui-font-family, system-ui, sans-serif)"
 
 LEFT, RIGHT = 92, 24  # pixels beside the lanes
+WORD_HIGH = 13  # pixels a line of captions above them
 DARK = (BLACK, OUTCOMES["lost"].colour)  # colours that dark paper would hide
 LETTER = 6.1  # pixels a letter of 11 px takes, at most on average: texts are kept apart by this
 
@@ -47,7 +48,7 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
     zero = LEFT - drawn.start * scale
     written = captions(drawn.marks, lambda at: zero + at * scale, lambda words: len(words) * LETTER + 6, width)
-    top = 6 + 13 * max((caption.level + 1 for caption in written), default=0)
+    top = 6 + WORD_HIGH * max((caption.level + 1 for caption in written), default=0)
     lanes = max(1, drawn.rows) * pitch
     height = top + lanes + 22 + 18 * _legend_rows(drawn, width)
     to = Canvas(zero, scale, top, pitch, name)
@@ -71,7 +72,7 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     parts += [_link(link, to) for link in drawn.links]
     parts += [_mark(mark, to, lanes, drawn.by) for mark in drawn.marks]
     parts += [
-        f'<text x="{caption.left:.1f}" y="{top - 5 - 13 * caption.level}">{text(caption.words)}</text>'
+        f'<text x="{caption.left:.1f}" y="{top - 5 - WORD_HIGH * caption.level}">{text(caption.words)}</text>'
         for caption in written
     ]
     parts.append(_legend(drawn, top + lanes + 34, width, name))
@@ -193,8 +194,9 @@ def _mark(mark: Mark, to: Canvas, lanes: float, by: str) -> str:
     said = text(f"{mark.label}, at {seconds(round(mark.at, 3))}", 120)
     if mark.reach == "here" and mark.row is not None:
         aside = f'x="{x + 2:.1f}"' if by == "job" else f'x="{x:.1f}" text-anchor="middle"'
+        y = to.y(mark.row + (0 if by == "job" else UNDER)) + 4
         return (
-            f'<text {aside} y="{to.y(mark.row) + 4:.1f}" fill="{colour}" font-weight="bold">{mark.look.glyph}'
+            f'<text {aside} y="{y:.1f}" fill="{colour}" font-weight="bold">{mark.look.glyph}'
             f"<title>{said}</title></text>"
         )
     if mark.reach == "above":
