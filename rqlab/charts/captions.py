@@ -74,7 +74,8 @@ def captions(
 ) -> list[Caption]:
     """Which marks are named above the plot, so that none covers another: by words, else their glyph, else not.
 
-    A power cut is named first, then what stops workers. `place` is where an instant is, `wide` how wide words are, `edge` the right end.
+    A power cut is named first, then what stops workers. `place` is where an instant is, `wide` how wide words are,
+    `edge` the right end.
     """
     taken: list[list[tuple[float, float]]] = [[] for _ in range(LEVELS)]
     found = []

@@ -7,7 +7,7 @@ import math
 from html import escape
 from typing import NamedTuple
 
-from rqlab.charts.captions import Mark, captions
+from rqlab.charts.captions import Caption, Mark, captions
 from rqlab.charts.histories import moment
 from rqlab.charts.looks import BLACK, DOWN, FAULTS, FROZEN, LEASE, OUTCOMES, WAIT, Look, plain, seconds
 from rqlab.charts.timelines import BANDS, UNDER, Bar, Link, Timeline
@@ -15,6 +15,8 @@ from rqlab.charts.timelines import BANDS, UNDER, Bar, Link, Timeline
 INK = "var(--jp-ui-font-color1, currentColor)"
 QUIET = "var(--jp-ui-font-color2, #767676)"
 FAINT = "var(--jp-border-color2, #8884)"
+PAPER = "var(--jp-layout-color0, #fff)"
+POINTER = "#d55e00"
 FONT = "font-family:var(--jp-ui-font-family, system-ui, sans-serif)"
 
 LEFT, RIGHT = 92, 24  # pixels beside the lanes
@@ -43,26 +45,19 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
 
     `name` keeps its patterns apart from those of other pictures on the page.
     """
-    name = "".join(letter for letter in name if letter.isalnum() or letter in "-_") or "rq"
-    pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
-    scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
-    zero = LEFT - drawn.start * scale
-    written = captions(drawn.marks, lambda at: zero + at * scale, lambda words: len(words) * LETTER + 6, width)
-    top = 6 + WORD_HIGH * max((caption.level + 1 for caption in written), default=0)
-    lanes = max(1, drawn.rows) * pitch
-    height = top + lanes + 22 + 18 * _legend_rows(drawn, width)
-    to = Canvas(zero, scale, top, pitch, name)
+    to, written = _canvas(drawn, width, name)
+    lanes, height = _heights(drawn, to, width)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'style="max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}" fill="currentColor">'
+        f'style="display:block;max-width:100%;height:auto;{FONT};font-size:11px;color:{INK}" fill="currentColor">'
         f"<title>Timeline by {drawn.by}</title><desc>{text(drawn.said(), 2000)}</desc>",
-        _patterns(drawn.legend, name),
+        _patterns(drawn.legend, to.name),
         _axis(drawn, to, lanes),
     ]
     parts += [
         f'<text x="{LEFT - 8}" y="{to.y(middle) + 4:.1f}" text-anchor="end">{text(lane.name, 14)}'
         f"<title>{text(lane.full_name, 80)}</title></text>"
-        for middle, lane in drawn.named_lanes(-(-12 // pitch))
+        for middle, lane in drawn.named_lanes(-(-12 // to.pitch))
     ]
     in_layers = sorted(drawn.bars, key=lambda bar: bar.part not in BANDS)
     parts += [_bar(bar, to, drawn.by) for bar in in_layers]
@@ -72,12 +67,30 @@ def timeline(drawn: Timeline, width: int = 760, name: str = "rq") -> str:
     parts += [_link(link, to) for link in drawn.links]
     parts += [_mark(mark, to, lanes, drawn.by) for mark in drawn.marks]
     parts += [
-        f'<text x="{caption.left:.1f}" y="{top - 5 - WORD_HIGH * caption.level}">{text(caption.words)}</text>'
+        f'<text x="{caption.left:.1f}" y="{to.top - 5 - WORD_HIGH * caption.level}">{text(caption.words)}</text>'
         for caption in written
     ]
-    parts.append(_legend(drawn, top + lanes + 34, width, name))
+    parts.append(_legend(drawn, to.top + lanes + 34, width, to.name))
     parts.append("</svg>")
     return "".join(parts)
+
+
+def cursor(drawn: Timeline, at: float, width: int = 760) -> str:
+    """A line at an instant, and a veil over what is still to come, to be laid over the SVG of the same timeline.
+
+    It takes no height, lies over what stands above it, and lets the mouse through to the hover titles there.
+    """
+    to, _ = _canvas(drawn, width, "")
+    lanes, height = _heights(drawn, to, width)
+    x = to.x(min(max(at, drawn.start), drawn.end))
+    return (
+        '<div style="position:relative;height:0;pointer-events:none" aria-hidden="true">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
+        'style="position:absolute;left:0;bottom:0;max-width:100%;height:auto;pointer-events:none">'
+        f'<rect x="{x:.1f}" y="{to.top}" width="{width - RIGHT - x:.1f}" height="{lanes}" style="fill:{PAPER}" '
+        f'fill-opacity="0.65"/><path d="M{x:.1f} {to.top}v{lanes}" stroke="{POINTER}" stroke-width="2"/>'
+        f'<path d="M{x - 5:.1f} {to.top - 7}h10l-5 7z" fill="{POINTER}"/></svg></div>'
+    )
 
 
 class Canvas(NamedTuple):
@@ -85,8 +98,8 @@ class Canvas(NamedTuple):
 
     zero: float  #: of the start of time
     scale: float  #: a second
-    top: float
-    pitch: float  #: a row
+    top: int  #: of the lanes
+    pitch: int  #: a row
     name: str  #: of the patterns
 
     def x(self, at: float) -> float:
@@ -95,6 +108,23 @@ class Canvas(NamedTuple):
     def y(self, row: float) -> float:
         """The middle of a row; above it is smaller."""
         return self.top + (row + 0.5) * self.pitch
+
+
+def _canvas(drawn: Timeline, width: int, name: str) -> tuple[Canvas, list[Caption]]:
+    """Where the lanes are, and the captions above them."""
+    pitch = 24 if drawn.rows <= 12 else 18 if drawn.rows <= 40 else 12
+    scale = (width - LEFT - RIGHT) / (drawn.end - drawn.start)
+    zero = LEFT - drawn.start * scale
+    written = captions(drawn.marks, lambda at: zero + at * scale, lambda words: len(words) * LETTER + 6, width)
+    top = 8 + WORD_HIGH * max((caption.level + 1 for caption in written), default=0)
+    safe = "".join(letter for letter in name if letter.isalnum() or letter in "-_") or "rq"
+    return Canvas(zero, scale, top, pitch, safe), written
+
+
+def _heights(drawn: Timeline, to: Canvas, width: int) -> tuple[int, int]:
+    """Pixels: of all lanes, and of the whole picture."""
+    lanes = max(1, drawn.rows) * to.pitch
+    return lanes, to.top + lanes + 22 + 18 * _legend_rows(drawn, width)
 
 
 def _patterns(legend: tuple[Look, ...], name: str) -> str:
@@ -123,7 +153,7 @@ def _fill(look: Look, name: str) -> str:
     return f'fill="{f"url(#{name}-{_key(look)})" if look.hatch else look.colour}"'
 
 
-def _axis(drawn: Timeline, to: Canvas, lanes: float) -> str:
+def _axis(drawn: Timeline, to: Canvas, lanes: int) -> str:
     """Lines at round seconds, and what they are."""
     grid, words = [], []
     for at in round_instants(drawn.start, drawn.end):
@@ -187,7 +217,7 @@ def _link(link: Link, to: Canvas) -> str:
     )
 
 
-def _mark(mark: Mark, to: Canvas, lanes: float, by: str) -> str:
+def _mark(mark: Mark, to: Canvas, lanes: int, by: str) -> str:
     """The line of a fault, or a glyph in its row."""
     x = to.x(mark.at)
     colour = "currentColor" if mark.look.colour in DARK else mark.look.colour
@@ -201,7 +231,7 @@ def _mark(mark: Mark, to: Canvas, lanes: float, by: str) -> str:
         )
     if mark.reach == "above":
         return ""
-    top, high = (to.top, lanes) if mark.row is None else (to.y(mark.row - 0.5), mark.rows * to.pitch)
+    top, high = (float(to.top), lanes) if mark.row is None else (to.y(mark.row - 0.5), mark.rows * to.pitch)
     wide, dash = (2.5, "") if mark.stops else (1.5, ' stroke-dasharray="4 2"')
     return (
         f'<path d="M{x:.1f} {top:.1f}v{high:.1f}" stroke="{colour}" stroke-width="{wide}"{dash}>'
