@@ -68,6 +68,7 @@ if (
     from rqlab.simulation.run import simulate
     from rqlab.widgets.explorer import explorer
     from rqlab.widgets.lab import Lab, lab
+    from rqlab.widgets.measurer import measurer
     from rqlab.widgets.report import LabReport
 
 __version__ = "0.1.0"
@@ -83,6 +84,7 @@ LABORATORY = {
     "Comparison": "rqlab.simulation.comparing",
     "compare": "rqlab.simulation.comparing",
     "measure": "rqlab.measurement",
+    "measurer": "rqlab.widgets.measurer",
     "Whereabouts": "rqlab.measurement.whereabouts",
     "whereabouts": "rqlab.measurement.whereabouts",
     "CHECKS": "rqlab.simulation.checks",
@@ -171,6 +173,7 @@ __all__ = [
     "explorer",
     "lab",
     "measure",
+    "measurer",
     "memory",
     "open",
     "simulate",

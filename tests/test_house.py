@@ -24,7 +24,7 @@ CLOCK_READERS = {
     "measurement/callers.py", "measurement/cuts.py", "measurement/kills.py", "measurement/machine.py",
     "measurement/progress.py", "exploration/__init__.py", "exploration/hunting.py",
     "widgets/ticker.py", "widgets/handle.py", "widgets/controller.py", "widgets/process.py", "widgets/view.py",
-    "widgets/workload.py", "widgets/lab.py", "widgets/explorer.py",
+    "widgets/workload.py", "widgets/lab.py", "widgets/explorer.py", "widgets/measurer.py",
 }  # fmt: skip
 CLOCKS = {"time", "sched", "timeit"}  # modules that tell the time, or pass it
 CHANCE = {"random", "secrets", "uuid"}  # modules that draw numbers

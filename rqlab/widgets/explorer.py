@@ -6,7 +6,6 @@ Simulations that take longer than the blink of an eye run in a thread, one at a 
 
 import base64
 import itertools
-import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -89,7 +88,7 @@ def explorer(result: SimulationResult | None = None, **arguments: Any) -> "Explo
     A cell that is run again replaces its explorer. Raises ValidationError for wrong arguments, and ImportError where
     ipywidgets is not installed, when it is first shown.
     """
-    return registry.replace(_cell(), lambda: Explorer(arguments, result))
+    return registry.replace(registry.cell("explorer"), lambda: Explorer(arguments, result))
 
 
 class Report:
@@ -526,20 +525,3 @@ def _of_result(result: SimulationResult) -> dict[str, Any]:
 
 def _key(arguments: Mapping[str, Any]) -> str:
     return repr(sorted(arguments.items(), key=lambda item: item[0]))
-
-
-_calls: dict[tuple[str, int], int] = {}  #: by cell and how often it was run: explorers that it has made so far
-
-
-def _cell() -> str:
-    """Where `explorer` was called: the cell, if a notebook says so, and the number of the call in it; else the line."""
-    caller = sys._getframe(2)
-    kernel = sys.modules.get("IPython")
-    shell = kernel.get_ipython() if kernel is not None else None
-    parent = getattr(shell, "parent_header", None) or {}
-    cell = (parent.get("metadata") or {}).get("cellId") if isinstance(parent, Mapping) else None
-    if not cell:
-        return f"explorer {caller.f_code.co_filename}:{caller.f_lineno}"
-    run = (str(cell), int(getattr(shell, "execution_count", 0)))
-    _calls[run] = number = _calls.get(run, 0) + 1
-    return f"explorer {cell} {number}"

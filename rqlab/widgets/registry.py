@@ -4,8 +4,9 @@ Keyed by what a panel stands on: two panels on one directory would be in each ot
 """
 
 import atexit
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 
@@ -20,6 +21,7 @@ class Closable(Protocol):
 T = TypeVar("T", bound=Closable)
 
 _open: dict[str, Closable] = {}
+_calls: dict[tuple[str, int], int] = {}  #: by panel and cell, and how often it was run: calls so far
 _lock = threading.RLock()  # held while one panel takes another's place: a cell may be run in two threads
 
 
@@ -46,6 +48,26 @@ def close_all() -> None:
     with _lock:
         while _open:
             _open.popitem()[1].close()
+
+
+def cell(panel: str) -> str:
+    """A key for a panel that stands on nothing but the call that makes it; to be asked by the function called.
+
+    It is the notebook's cell, if the kernel knows it, and the number of the call in it; else the line of the call.
+    """
+    caller = sys._getframe(2)
+    kernel = sys.modules.get("IPython")
+    shell = kernel.get_ipython() if kernel is not None else None
+    parent = getattr(shell, "parent_header", None)
+    metadata = parent.get("metadata") if isinstance(parent, Mapping) else None
+    name = metadata.get("cellId") if isinstance(metadata, Mapping) else None
+    if not name:
+        return f"{panel} {caller.f_code.co_filename}:{caller.f_lineno}"
+    run = (f"{panel} {name}", int(getattr(shell, "execution_count", 0)))
+    if run not in _calls:
+        _calls.clear()  # another cell, or this one again
+    _calls[run] = _calls.get(run, 0) + 1
+    return f"{panel} {name} {_calls[run]}"
 
 
 atexit.register(close_all)
