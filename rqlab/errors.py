@@ -12,6 +12,7 @@
         ├── StoreLocked      another process owns the directory
         ├── StoreFull        the disk is full
         ├── StoreCorrupt     what is on the disk is not what rqlab wrote
+        ├── Reentered        this very thread is in the middle of another call: a signal handler made this one
         └── FormatTooNew     a newer rqlab wrote it
 
 A handler may raise three more, which are outcomes, not errors of rqlab: RetryAfter, DeadLetter and Snooze.
@@ -101,6 +102,20 @@ class StoreFull(StoreError):
 
 class StoreCorrupt(StoreError):
     """What is on the disk is not what rqlab wrote."""
+
+
+class Reentered(StoreError):
+    """This very thread is in the middle of a call, and a signal handler (or a finalizer) made another one in between.
+
+    Nothing was changed by it. The interrupted call goes on if the handler catches this.
+    """
+
+    def __init__(self, what: str = "these queues") -> None:
+        super().__init__(
+            f"cannot use {what} now: this thread is in the middle of another call, and this one came in between, from "
+            "a signal handler or a finalizer; nothing was changed. Let the handler set a threading.Event, and make "
+            "the call where somebody waits for that"
+        )
 
 
 class FormatTooNew(StoreError):

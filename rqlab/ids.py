@@ -8,6 +8,8 @@ milliseconds run ahead of the clock instead, so ids of one process rise strictly
 import threading
 from collections.abc import Callable
 
+from rqlab.errors import Reentered
+
 COUNTERS = 2**12
 START_BITS = 9  # the counter starts below 512: at least 3 584 ids fit into each millisecond
 
@@ -17,7 +19,7 @@ class Ids:
 
     def __init__(self, random_bits: Callable[[int], int]) -> None:
         self._random_bits = random_bits
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # it alone can say that this thread holds it
         self._millisecond = -1  # virtual time may start at 0
         self._counter = 0
         self._head = ""
@@ -25,6 +27,8 @@ class Ids:
 
     def draw(self, now: int) -> str:
         """A new id at `now` (milliseconds since the epoch), above every id this instance has drawn."""
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
         with self._lock:
             self._advance(now)
             return f"{self._head}{'%03x' % self._counter}{self._tail}"  # noqa: UP031  # half the time of `:03x`
@@ -32,6 +36,8 @@ class Ids:
     def draw_many(self, now: int, count: int) -> list[str]:
         """As many calls of `draw`, under one lock."""
         drawn: list[str] = []
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
         with self._lock:
             while len(drawn) < count:
                 self._advance(now)
@@ -43,7 +49,7 @@ class Ids:
 
     def part_from_parent(self) -> None:
         """In the child of a fork: go on under random bits of its own, or it would draw its parent's next ids."""
-        self._lock = threading.Lock()  # another thread of the parent may have held it
+        self._lock = threading.RLock()  # another thread of the parent may have held it
         if self._millisecond >= 0:
             self._start(self._millisecond + 1)
 

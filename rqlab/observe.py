@@ -5,6 +5,7 @@ looking (`Store.changed`).
 """
 
 import contextlib
+import itertools
 import logging
 import threading
 from collections import deque
@@ -34,13 +35,13 @@ class Observers:
         self._news: deque[Change] = deque()
         self._delivering = threading.RLock()
         self._deliverer = 0  #: the thread that delivers now; its callbacks may make changes of their own
-        self._subscribing = threading.Lock()
-        self._next_key = 0
+        self._subscribing = threading.RLock()  # reentrant: a signal handler may subscribe in the middle of this
+        self._keys = itertools.count()
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
         """Call `callback(change)` for every change from now on; the returned function ends that."""
         with self._subscribing:
-            key, self._next_key = self._next_key, self._next_key + 1
+            key = next(self._keys)
             self._callbacks[key] = callback
 
         def unsubscribe() -> None:

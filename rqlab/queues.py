@@ -28,7 +28,7 @@ from rqlab.arguments import shown
 from rqlab.clock import Bell
 from rqlab.durability import Keeper, Opening
 from rqlab.engine import LISTED, Ending, Engine, Pull, Push
-from rqlab.errors import JobNotFound, RQLabError, StoreError, ValidationError
+from rqlab.errors import JobNotFound, Reentered, RQLabError, StoreError, ValidationError
 from rqlab.executors import Executor, Handlers, OnEnd
 from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.threads import ThreadExecutor
@@ -209,9 +209,9 @@ class Queues:
         self._metrics = Metrics(self._engine, (lambda now: {}) if keeper is None else keeper.at_risk)
         self._supervisor = Supervisor(self._housekeeper(), keeper)
         self._ticker = self._housekeeper()  # for whoever calls tick() instead: it remembers when the last one was
-        self._ticking = threading.Lock()
+        self._ticking = threading.RLock()
         self._running: weakref.WeakSet[Running] = weakref.WeakSet()  # those under way keep themselves alive
-        self._closing = threading.Lock()
+        self._closing = threading.RLock()
         self._is_closed = False
         if keeper is not None:
             _later[keeper.store] = path
@@ -590,6 +590,7 @@ class Queues:
         """One housekeeping pass, now: promote, fire, time out, recover, expire, refresh, sweep."""
         self._refuse_if_read_only()
         self._refuse_if_closed()  # a duty's error is logged, not raised
+        self._refuse_if_inside(self._ticking)
         with self._ticking:
             self._ticker.step(clock.now())
 
@@ -616,6 +617,7 @@ class Queues:
         StoreError if what was acknowledged cannot be stored (a full disk): it is kept, so free some space and close
         again; with `durability="durable"` nothing is left to store.
         """
+        self._refuse_if_inside(self._closing)
         with self._closing:
             if not self._is_closed:
                 self._is_closed = True
@@ -826,6 +828,10 @@ class Queues:
     def _refuse_if_closed(self) -> None:
         if self._is_closed:
             raise StoreError(f"{self!r} is closed: open it again")
+
+    def _refuse_if_inside(self, lock: Any) -> None:
+        if lock._is_owned():
+            raise Reentered(repr(self))
 
     def _refuse_if_read_only(self) -> None:
         if self.read_only:

@@ -42,7 +42,7 @@ class Supervisor:
         self.housekeeper = housekeeper
         self.keeper = keeper
         self._workers: dict[Worker, float] = {}  #: when each is to beat next, by the monotonic clock
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # reentrant: a signal handler may begin or end a worker in the middle of this
         self._heart = _Thread("rqlab-heartbeat", self._beat)
         self._house = _Thread("rqlab-housekeeping", self._keep_house)
         self._safe: _Thread | None = None
@@ -368,11 +368,13 @@ class _Thread:
         self.bell = Bell()
         self._step = step
         self._name = name
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._is_ending = False
 
     def start(self) -> None:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            return  # a signal handler, in the middle of this: it is being started
         with self._lock:
             if self._thread is None and not self._is_ending:
                 self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)

@@ -22,7 +22,7 @@ from interrupts import Instructions
 from test_buffered import NEVER, safe
 from test_disk import deny, fill
 from test_disk import small_disk as small_disk  # a fixture
-from test_group_commit import PATIENCE, Caller, Moments, at_each_moment, is_whole, pair, until_true
+from test_group_commit import PATIENCE, Caller, Moments, at_each_moment, is_held, is_whole, pair, until_true
 from test_stores import (
     EXAMPLES,
     NOW,
@@ -536,8 +536,8 @@ def test_an_interrupt_at_any_moment_forgets_neither_a_write_nor_a_deletion(
             store._failure = None
             stored.append(nth)
             deleted.append(10**5 + nth)
-            assert not store._lock.locked()
-            assert not store._storing.locked()
+            assert not is_held(store._lock)
+            assert not is_held(store._storing)
             store.flush()
             assert 10**6 + nth not in numbers(list(store._jobs.values())), "it left memory"
             assert store.get(id_of(10**6 + nth)) == finished(10**6 + nth)

@@ -69,6 +69,10 @@ class BufferedStore(DiskStore):
     def flush(self) -> None:
         """Return when every acknowledged write is on the disk; StoreError if it cannot be, and then none is lost."""
         self._refuse_if_closed()
+        self._refuse_if_inside()
+        self._flush()
+
+    def _flush(self) -> None:
         with self._lead:
             self._refuse_if_closed()
             try:
@@ -94,28 +98,29 @@ class BufferedStore(DiskStore):
 
     def close(self) -> None:
         """Flush, and let go. If the flush fails its error is raised and the store stays open: close it again later."""
-        if os.getpid() != self._pid:
-            return
+        super().close()
+
+    def _let_go(self) -> None:
         with self._lead:  # nobody is acknowledged between the last flush and the end
             if not self._closed:
                 try:
-                    self.flush()
+                    self._flush()
                 except StoreError:
                     if self.is_there():
                         raise
                     self._abandon()  # nothing can be stored any more where there is no directory
-                    super().close()
+                    super()._let_go()
                     raise
-            super().close()
+            super()._let_go()
 
     def backup(self, target: Path) -> None:
         self.flush()
         super().backup(target)
 
-    def _alone(self, attempted: str, *statements: str) -> None:
+    def _run_alone(self, attempted: str, *statements: str) -> None:
         with self._lead:  # nobody opens the next transaction between the two
-            self.flush()
-            super()._alone(attempted, *statements)
+            self._flush()
+            super()._run_alone(attempted, *statements)
 
     def _room(self) -> int:
         return min(MAX_BATCH, max(self.max_batch - self.unsafe_writes, 1))

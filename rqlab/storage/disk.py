@@ -23,7 +23,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from rqlab.errors import FormatTooNew, RQLabError, StoreBusy, StoreCorrupt, StoreError
+from rqlab.errors import FormatTooNew, Reentered, RQLabError, StoreBusy, StoreCorrupt, StoreError
 from rqlab.storage import FORMAT, Transaction
 from rqlab.storage.cache import FOREIGN_WRITER_SECONDS, SETTINGS, Cache, Timeout
 from rqlab.storage.entries import (
@@ -131,7 +131,7 @@ class DiskStore(Reads):
         self._database = str(self.path / DATABASE)
         self._pid = os.getpid()
         self._lead = threading.RLock()  # held by the leader, and by whoever needs the directory alone
-        self._lock = threading.Lock()  # held by whoever uses the connection
+        self._lock = threading.RLock()  # held by whoever uses the connection; reentrant, to know that this thread does
         self._line: deque[_Call] = deque()
         self._batch: Batch | None = None
         self._version = 0
@@ -150,6 +150,7 @@ class DiskStore(Reads):
 
     def write(self, work: Callable[[Transaction], T]) -> T:
         self._refuse_if_closed()  # before any lock: in a fork a thread that is not there may hold them
+        self._refuse_if_inside(also_as_leader=False)
         call = _Call(work)
         try:
             self._line.append(call)
@@ -168,6 +169,7 @@ class DiskStore(Reads):
         Group commit does this for callers that happen to wait at the same time; a simulation decides who does.
         """
         self._refuse_if_closed()
+        self._refuse_if_inside(also_as_leader=False)
         calls = [_Call(work) for work in works]
         self._line.extend(calls)
         for call in calls:
@@ -312,10 +314,10 @@ class DiskStore(Reads):
         if batch is None:
             return
         self._raw.pending = self._counters_so_far()
-        if batch.error is not None:
-            _hand_out_error(batch.calls, batch.error)
-        elif batch.committed:
+        if batch.committed:  # first: an exception from a signal handler may have come behind the commit
             self._hand_out(batch)
+        elif batch.error is not None:
+            _hand_out_error(batch.calls, batch.error)
         self._batch = None
 
     def _mend(self) -> None:
@@ -336,6 +338,7 @@ class DiskStore(Reads):
     def put_rows(self, gone: list[str], rows: list[Row]) -> None:
         """Remove and store these entries, as they are, in one commit. For the store whose snapshots this one keeps."""
         self._refuse_if_closed()
+        self._refuse_if_inside()
         with self._lead:
             try:
                 self._write_lock.acquire()
@@ -364,6 +367,8 @@ class DiskStore(Reads):
         Not a context manager written in Python: an interrupt as it begins or ends would leave the lock held.
         """
         self._refuse_if_closed()
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered(str(self.path))
         with self._lock:
             try:
                 self._refuse_if_closed()
@@ -444,6 +449,11 @@ class DiskStore(Reads):
                 "stored in it. Close them and open the directory again; stop workers before you remove a directory"
             )
 
+    def _refuse_if_inside(self, *, also_as_leader: bool = True) -> None:
+        """In a signal handler. A write that comes while its thread leads, but uses no connection yet, can be served."""
+        if self._lock._is_owned() or (also_as_leader and self._lead._is_owned()):  # type: ignore[attr-defined]
+            raise Reentered(str(self.path))
+
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StoreError(f"the queues in {self.path} are closed: open them again")
@@ -463,6 +473,10 @@ class DiskStore(Reads):
 
     def _alone(self, attempted: str, *statements: str) -> None:
         self._refuse_if_closed()
+        self._refuse_if_inside()
+        self._run_alone(attempted, *statements)
+
+    def _run_alone(self, attempted: str, *statements: str) -> None:
         with self._lead:
             self._refuse_if_closed()
             try:
@@ -501,6 +515,10 @@ class DiskStore(Reads):
     def close(self) -> None:
         if os.getpid() != self._pid:
             return  # a fork has nothing of it to let go: the locks and the connection are its parent's
+        self._refuse_if_inside()
+        self._let_go()
+
+    def _let_go(self) -> None:
         with self._lead:
             try:
                 if not self._closed:

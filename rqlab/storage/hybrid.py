@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
-from rqlab.errors import RQLabError, StoreBusy, StoreCorrupt, StoreError
+from rqlab.errors import Reentered, RQLabError, StoreBusy, StoreCorrupt, StoreError
 from rqlab.job import FINISHED, Job
 from rqlab.storage import Transaction
 from rqlab.storage.damage import walk
@@ -76,7 +76,7 @@ class HybridStore(MemoryStore):
         self._taken: Snapshot | None = None  #: the one that is being stored
         self._snapshots = 0  #: stored so far
         self._stored: list[Snapshot] = []  #: on the disk; their finished jobs may leave memory
-        self._storing = threading.Lock()  #: held by whoever stores a snapshot
+        self._storing = threading.RLock()  #: held by whoever stores a snapshot
         self._has_room = threading.Condition(self._lock)
         self._failure: RQLabError | None = None  #: of a snapshot, for the next caller who writes
         self._has_called = False  #: the keeper knows of the writes that are marked
@@ -104,6 +104,7 @@ class HybridStore(MemoryStore):
     # What can be asked: live jobs from memory, finished ones also from the disk.
 
     def get(self, job_id: str) -> Job | None:
+        self._refuse_if_inside()
         with self._lock:
             self._refuse_or_undo()
             job = self._jobs.get(job_id)
@@ -123,9 +124,7 @@ class HybridStore(MemoryStore):
     def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
         # Memory first: what leaves it meanwhile has been seen there. The disk is read without the lock, so that a
         # snapshot that is being stored holds up nobody but who asks for finished jobs.
-        with self._lock:
-            self._refuse_or_undo()
-            found = self._transaction.held(start, end, limit, backwards)
+        found = self._read(self._transaction.held, start, end, limit, backwards)
         if not start.startswith(DONE):
             return found
         return _merged(found, self._on_disk(start, end, limit, backwards, self._page), limit, backwards)
@@ -138,6 +137,8 @@ class HybridStore(MemoryStore):
     # What can be changed.
 
     def write(self, work: Callable[[Transaction], T]) -> T:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
         while True:
             with self._lock:
                 if self._failure is not None:
@@ -189,6 +190,7 @@ class HybridStore(MemoryStore):
     def flush(self) -> None:
         """Return when everything stored so far is on the disk; StoreError if it cannot be, and then none is lost."""
         self._refuse_if_closed()  # before the lock: in a fork a thread that is not there may hold it
+        self._refuse_if_inside()
         with self._storing:
             self._store_pending()
             self.take()
@@ -197,6 +199,11 @@ class HybridStore(MemoryStore):
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StoreError(self._closed_as)
+
+    def _refuse_if_inside(self) -> None:
+        super()._refuse_if_inside()
+        if self._storing._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
 
     def take(self) -> None:
         """Take a snapshot, unless one waits to be stored: the first of the two steps of a keeper."""
@@ -234,6 +241,7 @@ class HybridStore(MemoryStore):
 
     def store_taken(self) -> None:
         """Store the snapshot: the second step. Its error is raised here, and to the next caller who writes."""
+        self._refuse_if_inside()
         try:
             with self._storing:
                 self._store_pending()

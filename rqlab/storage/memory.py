@@ -9,9 +9,9 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-from rqlab.errors import StoreError
+from rqlab.errors import Reentered, RQLabError, StoreError
 from rqlab.job import Job
 from rqlab.storage import Transaction
 from rqlab.storage.line import Line
@@ -19,6 +19,7 @@ from rqlab.storage.place import place, shelf, turn
 from rqlab.storage.staging import count_in, count_new, count_out
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 Entry = tuple[bytes, str | None]  # value and place
 
@@ -33,7 +34,7 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self.listener: Callable[[list[Any]], None] | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # it alone can say that this thread holds it
         self._version = 0
         self._closed = False
         self._jobs: dict[str, Job] = {}
@@ -48,6 +49,8 @@ class MemoryStore:
         _stores.add(self)
 
     def write(self, work: Callable[[Transaction], T]) -> T:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
         with self._lock:
             return self._write(work)
 
@@ -57,8 +60,9 @@ class MemoryStore:
         tx.changes = []
         try:
             result = work(tx)
-        except Exception:
-            self._undo(torn=False)
+        except Exception as error:
+            # One that no work raises came from a signal handler, or is a bug: it may come in the middle of any change.
+            self._undo(torn=isinstance(error, Reentered) or not isinstance(error, RQLabError))
             raise
         if self._journal:
             self._version += 1
@@ -68,62 +72,54 @@ class MemoryStore:
         return result
 
     def get(self, job_id: str) -> Job | None:
-        with self._lock:
-            self._refuse_or_undo()
-            return self._transaction.get(job_id)
+        return self._read(self._transaction.get, job_id)
 
     def load(self, job: Job) -> Job:
         return job
 
     def first(self, start: str, end: str) -> str | None:
-        with self._lock:
-            self._refuse_or_undo()
-            return self._transaction.first(start, end)
+        return self._read(self._transaction.first, start, end)
 
     def scan(self, start: str, end: str, limit: int, *, backwards: bool = False) -> list[Job]:
-        with self._lock:
-            self._refuse_or_undo()
-            return self._transaction.scan(start, end, limit, backwards=backwards)
+        return self._read(self._transaction.scan, start, end, limit, backwards=backwards)
 
     def entry(self, key: str) -> bytes | None:
-        with self._lock:
-            self._refuse_or_undo()
-            return self._transaction.entry(key)
+        return self._read(self._transaction.entry, key)
 
     def entries(self, start: str, end: str, limit: int) -> list[tuple[str, bytes]]:
-        with self._lock:
-            self._refuse_or_undo()
-            return self._transaction.entries(start, end, limit)
+        return self._read(self._transaction.entries, start, end, limit)
 
     def counters(self, queue: str) -> Mapping[str, int]:
-        with self._lock:
-            self._refuse_or_undo()
-            return self._transaction.counters(queue)
+        return self._read(self._transaction.counters, queue)
 
     def count(self, start: str, end: str) -> int:
-        with self._lock:
-            self._refuse_or_undo()
-            line = self._lines.get(_shelf_of(start))
-            return 0 if line is None else line.count(start, end)
+        return self._read(self._transaction.count, start, end)
 
     def queues(self) -> list[str]:
-        with self._lock:
-            self._refuse_or_undo()
-            return sorted(queue for queue, counters in self._counters.items() if counters)
+        return self._read(self._transaction.queues)
 
     def changed(self) -> int:
-        with self._lock:
-            self._refuse_or_undo()
-            return self._version
+        return self._read(lambda: self._version)
 
     def flush(self) -> None:
         """Nothing here is ever safe from the end of the process, so there is nothing to wait for."""
-        with self._lock:
-            self._refuse_or_undo()
+        self._read(lambda: None)
 
     def close(self) -> None:
+        self._refuse_if_inside()
         with self._lock:
             self._closed = True
+
+    def _read(self, ask: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
+        with self._lock:
+            self._refuse_or_undo()
+            return ask(*args, **kwargs)
+
+    def _refuse_if_inside(self) -> None:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
+            raise Reentered
 
     def _refuse_or_undo(self) -> None:
         if self._closed:
@@ -238,6 +234,13 @@ class MemoryTransaction:
     def counters(self, queue: str) -> Mapping[str, int]:
         return dict(self._store._counters.get(queue, {}))
 
+    def count(self, start: str, end: str) -> int:
+        line = self._line(start)
+        return 0 if line is None else line.count(start, end)
+
+    def queues(self) -> list[str]:
+        return sorted(queue for queue, counters in self._store._counters.items() if counters)
+
     def put(self, job: Job, replacing: Job | None = None) -> None:
         self.keep(job.id, job)
         if replacing is None and job.expires_at is None:
@@ -307,7 +310,7 @@ def _shelf_of(place: str) -> str:
 def _close_in_a_fork() -> None:
     """A thread of the parent may have held the lock, and is not here to let go; and what a copy does, nobody sees."""
     for store in list(_stores):
-        store._lock = threading.Lock()
+        store._lock = threading.RLock()
         store._closed = True
         store._closed_as = "queues in memory are the process's that made them: this is its fork, make queues of its own"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from rqlab.errors import StoreBusy, StoreError
+from rqlab.errors import Reentered, StoreBusy, StoreError
 from rqlab.storage import Transaction
 from rqlab.storage.cache import FOREIGN_WRITER_SECONDS
 from rqlab.storage.entries import DATABASE, Condition, Raw, Reads, check_format, complaints, condition, in_our_words
@@ -25,7 +25,7 @@ BESIDE_A_WRITER = "readonly_shm=1"
 #: SQLite, where it may not repair it, waits 10 s for its salts and those of the index to agree.
 LOG_HEADER_BYTES = 32
 STILL = "immutable=1"
-_looking = threading.Lock()  # held by whichever view of this process is looking
+_looking = threading.RLock()  # held by whichever view of this process is looking
 _views: "weakref.WeakSet[ReadOnlyStore]" = weakref.WeakSet()
 FORK_ADVICE = 'Start the child by spawn (multiprocessing.get_context("spawn"), subprocess) and open the directory there'
 inherited: set[tuple[int, int] | None] = set()  # files that this process's parent had open as it forked
@@ -71,6 +71,8 @@ class ReadOnlyStore(Reads):
 
     def _read(self, ask: Callable[Concatenate[Raw, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         refuse_in_a_fork(self._pid)
+        if _looking._is_owned():  # type: ignore[attr-defined]
+            raise Reentered(str(self.path))
         with _looking:
             if self._closed:
                 raise StoreError(f"the view of {self.path} is closed: open it again")
@@ -170,7 +172,7 @@ class ReadOnlyStore(Reads):
         return self._read(complaints)
 
 
-def looking() -> threading.Lock:
+def looking() -> contextlib.AbstractContextManager[object]:
     """While it is held, no view of this process looks. Whoever also takes `write.lock` takes this first."""
     return _looking
 
@@ -224,7 +226,7 @@ def identity(path: str | Path) -> tuple[int, int] | None:
 def _after_fork() -> None:
     """A thread of the parent may have held the lock, and is not here to let go; what was open stays out of reach."""
     global _looking
-    _looking = threading.Lock()
+    _looking = threading.RLock()
     inherited.update(identity(view.path / DATABASE) for view in list(_views) if view._connection is not None)
 
 
