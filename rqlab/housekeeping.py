@@ -140,7 +140,7 @@ class Housekeeper:
             self._counters = self.engine.counters()
         damage: StoreCorrupt | None = None
         for queue, counters in self._counters.items():
-            if not any(counters.get(state) for state in states):
+            if not any(map(counters.get, states)):
                 continue
             try:
                 while move(queue):

@@ -205,7 +205,11 @@ class Counts(msgspec.Struct, frozen=True):
 
 def milliseconds(seconds: float) -> int:
     """Whole milliseconds, rounded up: only 0 is 0. The inner rounding forgives binary fractions (16.1 s is 16100)."""
-    exact = round(seconds * 1000, 6)
+    exact = seconds * 1000
+    whole = int(exact)
+    if whole == exact:  # most are: the rest is a third of the cost
+        return whole
+    exact = round(exact, 6)
     whole = int(exact)
     return whole if whole == exact and (whole or not seconds) else whole + 1
 

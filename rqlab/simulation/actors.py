@@ -366,11 +366,7 @@ class WorldExecutor:
         self.concurrency = actor.concurrency
         self._actor = actor
         self._runs: list[tuple[int, Run, Report]] = []
-
-    @property
-    def next_end(self) -> int:
-        """When the first of them ends; NEVER if none does."""
-        return min((at for at, _, _ in self._runs), default=NEVER)
+        self.next_end = NEVER  #: when the first of them ends; NEVER if none does
 
     def free(self) -> int:
         return self.concurrency - len(self._runs)
@@ -383,26 +379,29 @@ class WorldExecutor:
         play = stage.play(self._actor, run)
         ends_at = NEVER if play.duration is None else stage.world.now + play.duration
         self._runs.append((ends_at, run, play.report))
+        self.next_end = min(self.next_end, ends_at)
 
     def poll(self) -> Sequence[Finished]:
-        if not self._runs:
-            return ()
         stage = self._actor.process.stage
         now = stage.world.now
-        over = [each for each in self._runs if each[0] <= now]
-        if not over:
+        if self.next_end > now:
             return ()
-        self._runs = [each for each in self._runs if each[0] > now]
+        over = [each for each in self._runs if each[0] <= now]
         over.sort(key=lambda each: each[0])
+        self._keep([each for each in self._runs if each[0] > now])
         return [Finished(run, report) for _, run, report in over if stage.ended(self._actor, run, report)]
 
     def stop(self, run: Run) -> None:
         """As a child process: it is gone at once."""
         run.is_stopped = True
-        self._runs = [each for each in self._runs if each[1] is not run]
+        self._keep([each for each in self._runs if each[1] is not run])
 
     def close(self) -> None:
-        self._runs = []
+        self._keep([])
+
+    def _keep(self, runs: list[tuple[int, Run, Report]]) -> None:
+        self._runs = runs
+        self.next_end = min((at for at, _, _ in runs), default=NEVER)
 
 
 class WorldContext(Context):

@@ -18,7 +18,7 @@ HASH_BYTES = 8
 
 Detail = Job | str | dict[str, Any] | None
 
-_encode = msgspec.json.Encoder().encode
+_encode_into = msgspec.json.Encoder().encode_into  # behind what a buffer holds: one update of the hash for all
 
 
 class Happening(msgspec.Struct, frozen=True):
@@ -115,12 +115,12 @@ def detail_of(kind: str, job: Job) -> dict[str, Any]:
 
 def hash_of(happenings: Iterable[Happening], records: Iterable[Job]) -> str:
     """The name of a history: of its events, and of the records that were left at the end."""
-    digest = blake2b(digest_size=HASH_BYTES)
+    said = bytearray()
     for happening in happenings:
-        digest.update(_encode(happening))
+        _encode_into(happening, said, -1)
     for job in sorted(records, key=_id):
-        digest.update(_encode(job))
-    return digest.hexdigest()
+        _encode_into(job, said, -1)
+    return blake2b(said, digest_size=HASH_BYTES).hexdigest()
 
 
 def _id(job: Job) -> str:

@@ -35,6 +35,9 @@ PATIENCE = 120.0  # seconds, and what the work is worth: by then everything has 
 class Stage:
     """A world, its processes and its faults. `span` is how long its story is, in seconds."""
 
+    processes: list[Process]
+    workers: dict[str, WorkerActor]
+
     def __init__(self, settings: Settings, plan: Plan, machine: Machine, span: float) -> None:
         self.settings = settings
         self.plan = plan
@@ -49,20 +52,21 @@ class Stage:
         self.judge = Judge(self.world, self.history, machine, settings)
         self.labels: dict[str, str] = {}  #: by job id: what it is called whatever its id is, for chance
         self._ids: dict[str, list[str]] = {}  #: and the other way round
-        self.engine_events = 0
         self.acknowledged_at: list[int] = []  #: lengths of the disk's log at which a write had been promised to be safe
         self._pushes_failed = 0  #: since it is calm
         self._cast(span)
         self.breakage = Breakage(
             self.world, self.chance, self.history, machine, self.judge, self.processes, self.workers
         )
+        self.before_step = self.breakage.before_step  #: every step of every actor asks it
+        self.after_step = self.breakage.after_step
 
     def _cast(self, span: float) -> None:
         settings = self.settings
         many = MODES[settings.durability].processes == "many"
         names = ["producer", *(f"process {number + 1}" for number in range(settings.workers))]
         self.processes = [Process(self, name) for name in (names if many else names[1:2])]
-        self.workers: dict[str, WorkerActor] = {}
+        self.workers = {}
         for number in range(settings.workers):
             process = self.processes[number + 1] if many else self.processes[0]
             name = f"worker-{number + 1}"
@@ -200,7 +204,6 @@ class Stage:
                 wakes = wakes or new.state in STARTS_RUN
                 note(now, event, new.id, "producer" if event is Event.PUSH else worker, -1, new)
         judge.end(commit, effects, process.store.real)
-        self.engine_events += len(effects.changes)
         if isinstance(self.machine, Disk) and self.settings.durability == "durable":
             self.acknowledged_at.append(len(self.machine.recorder))
         if wakes or wakes_all:
@@ -236,12 +239,6 @@ class Stage:
         self.history.note(self.world.now, "error", "", who, -1, type(error).__name__)
         if who == "producer" and self.is_calm and isinstance(error, StoreError):
             self._pushes_failed += 1
-
-    def before_step(self, process: Process) -> None:
-        self.breakage.before_step(process)
-
-    def after_step(self, process: Process) -> bool:
-        return self.breakage.after_step(process)
 
     # What handlers do.
 

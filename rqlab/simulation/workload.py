@@ -11,6 +11,7 @@ from rqlab.errors import ValidationError
 from rqlab.job import Backoff, Job
 from rqlab.simulation.chance import Chance
 
+BACKOFFS = tuple(Backoff)
 NAMES = ("welcome", "receipt", "reminder", "digest")
 GIVEN_EVERY_MS = 200  # between two jobs of the user's that name no `at`
 SHARE_OF_BURSTS = 0.25  # of the jobs: pushed together with the one before
@@ -58,7 +59,7 @@ def _drawn_push(chance: Chance, label: str, number: int, timing: Timing) -> Push
         name=chance.choice(NAMES, "name", label),
         encoded_data=msgspec.Raw(b'{"number":%d}' % number),
         max_attempts=3 + int(chance("attempts", label) * 3),
-        backoff=chance.choice(tuple(Backoff), "backoff", label),
+        backoff=chance.choice(BACKOFFS, "backoff", label),
         backoff_delay=max(timing.duration, 0.001),
         timeout=8 * timing.duration + timing.stall_timeout,
         **options,

@@ -99,7 +99,9 @@ class Wall:
 
     def shows(self) -> int:
         """Milliseconds since the Unix epoch."""
-        return EPOCH + self._world.now + self.ahead
+        if self._ahead or self._drift:
+            return EPOCH + self._world.now + self.ahead
+        return EPOCH + self._world.now
 
     @property
     def ahead(self) -> int:
