@@ -138,6 +138,16 @@ def deliveries_stand_still(patch: Patch) -> None:
     patch.setattr(lifecycle, "release", forgetful)
 
 
+def error_is_not_kept(patch: Patch) -> None:
+    """A failed job is told to be stored with its error, and is stored without."""
+    keep = memory.MemoryTransaction.keep
+
+    def forgetful(self: Any, job_id: str, new: Any) -> None:
+        keep(self, job_id, new if new is None else lifecycle.replace(new, last_error=None))
+
+    patch.setattr(memory.MemoryTransaction, "keep", forgetful)
+
+
 def last_come_first_served(patch: Patch) -> None:
     """A pull takes the end of the line."""
     scan = memory.MemoryTransaction.scan

@@ -1,8 +1,9 @@
 """Every promise as one row: a sentence, and the function that says how it was broken.
 
 A check is asked at its moment: for every change of a job (between the record that was and the one that is), for every
-run that begins, for every answer, whenever the store is read and counted, after every recovery, and at the end. None
-asks the code that it judges: the formulas here are written down a second time.
+commit, of the jobs that it touched, for every run that begins, for every answer, whenever the whole store is read and
+counted, after every recovery, and at the end. None asks the code that it judges: the formulas here are written down a
+second time.
 """
 
 from collections import Counter
@@ -31,6 +32,7 @@ class Moment(StrEnum):
     CHANGE = "change"
     RUN = "run"
     ANSWER = "answer"
+    STORED = "stored"
     COUNT = "count"
     RECOVERY = "recovery"
     END = "end"
@@ -47,6 +49,13 @@ class Seen(NamedTuple):
     token: int | None  #: the delivery on whose behalf a worker called; None: it was not a worker's call
     ending: Ending | None
     ran: Mapping[tuple[str, int], bytes]  #: the data that each delivery's handler got
+
+
+class Touched(NamedTuple):
+    """A job that a commit changed, as the store gives it right afterwards."""
+
+    job_id: str
+    there: Job | None
 
 
 class Begun(NamedTuple):
@@ -95,6 +104,7 @@ class Check(NamedTuple):
     sentence: str
     moment: Moment
     broken: Callable[..., str | None]  #: (ledger, what was seen) -> how it was broken, None if it was not
+    events: frozenset[Event] = frozenset(Event)  #: of a change: those that it is asked of
 
 
 class Violation(NamedTuple):
@@ -225,12 +235,9 @@ def _conserved(ledger: Ledger, found: Found) -> str | None:
     if kept != ledger.pushed - ledger.removed - len(ledger.lost):
         return f"{ledger.pushed} were pushed, {kept} are there, {ledger.removed} removed, {len(ledger.lost)} lost"
     for job_id in found.jobs.keys() | ledger.jobs.keys():
-        there, committed = found.jobs.get(job_id), ledger.jobs.get(job_id)
-        if there != committed:
-            return (
-                f"job {job_id} is stored as {'nothing' if there is None else told(there)}; "
-                f"committed was {'nothing' if committed is None else told(committed)}"
-            )
+        says = _stored(ledger, Touched(job_id, found.jobs.get(job_id)))
+        if says is not None:
+            return says
     if found.entries != ledger.entries:
         wrong = {
             key
@@ -249,7 +256,7 @@ def _ran(ledger: Ledger, seen: Seen) -> str | None:
             return f"job {job.id} is completed, and delivery {job.deliveries} never ran"
         if data != bytes(job.encoded_data):
             return f"job {job.id} ran with {data[:60]!r}; pushed was {bytes(job.encoded_data)[:60]!r}"
-    elif seen.event is Event.PULL:
+    else:
         if PAUSED + job.queue in ledger.entries:
             return f"job {job.id} was pulled from {job.queue}, which is paused"
         first = ledger.first(job.queue)
@@ -269,20 +276,30 @@ def _no_bug(ledger: Ledger, answer: Answer) -> str | None:
 
 
 def _ticks(ledger: Ledger, seen: Seen) -> str | None:
-    if seen.event is Event.PUSH:
-        tick = ledger.ticks.get(seen.new.id)
-        if tick is not None and tick in ledger.fired:
-            return f"schedule {tick[0]} fired its tick {tick[1]} again as job {seen.new.id}"
+    tick = ledger.ticks.get(seen.new.id)
+    if tick is not None and tick in ledger.fired:
+        return f"schedule {tick[0]} fired its tick {tick[1]} again as job {seen.new.id}"
     return None
 
 
 def _unique(ledger: Ledger, seen: Seen) -> str | None:
     job = seen.new
-    if job.unique_key is not None and seen.event in (Event.PUSH, Event.REQUEUE):
+    if job.unique_key is not None:
         holder = ledger.unique.get((job.queue, job.unique_key))
         if holder is not None and holder != job.id:
             return f"{seen.event} of job {job.id} took the key {job.unique_key!r}, which job {holder} holds"
     return None
+
+
+def _stored(ledger: Ledger, touched: Touched) -> str | None:
+    job_id, there = touched
+    committed = ledger.jobs.get(job_id)
+    if there is committed or there == committed:
+        return None
+    return (
+        f"job {job_id} is stored as {'nothing' if there is None else told(there)}; "
+        f"committed was {'nothing' if committed is None else told(committed)}"
+    )
 
 
 def _keys_held(ledger: Ledger, found: Found) -> str | None:
@@ -412,10 +429,14 @@ _ROWS = (
     Check("I4", "a job is tried max_attempts times, then dead-lettered with its last error", Moment.CHANGE, _attempts),
     Check("I5", "no job runs before it is due, and no retry before its backoff", Moment.CHANGE, _not_early),
     Check("I6", "every job that was pushed is there, removed or lost, as it was committed", Moment.COUNT, _conserved),
-    Check("I7", "a completed job ran with exactly its data, and jobs run in their order", Moment.CHANGE, _ran),
+    Check("I6b", "what a commit changed is stored as it was committed", Moment.STORED, _stored),
+    Check(
+        *("I7", "a completed job ran with exactly its data, and jobs run in their order", Moment.CHANGE, _ran),
+        events=frozenset({Event.ACK, Event.PULL}),
+    ),
     Check("I8", "a call that raised had no effect, or its whole effect", Moment.ANSWER, _whole_or_not),
-    Check("I9", "a tick of a schedule is one job", Moment.CHANGE, _ticks),
-    Check("I10", "a unique key has one holder", Moment.CHANGE, _unique),
+    Check("I9", "a tick of a schedule is one job", Moment.CHANGE, _ticks, frozenset({Event.PUSH})),
+    Check("I10", "a unique key has one holder", Moment.CHANGE, _unique, frozenset({Event.PUSH, Event.REQUEUE})),
     Check("I10b", "a unique key is held by its job until that is finished", Moment.COUNT, _keys_held),
     Check("I11", "the counters equal a recount", Moment.COUNT, _counted),
     Check("R0", "after a crash the queues open, and the file is sound", Moment.RECOVERY, _opens),

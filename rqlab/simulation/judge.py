@@ -11,9 +11,20 @@ from rqlab.engine import Ending
 from rqlab.errors import RQLabError, StoreError
 from rqlab.job import Job, State
 from rqlab.lifecycle import Event
-from rqlab.simulation.checks import Answer, Begun, Check, End, Moment, Recovery, Seen, Violation, loses_the_last
+from rqlab.simulation.checks import (
+    Answer,
+    Begun,
+    Check,
+    End,
+    Moment,
+    Recovery,
+    Seen,
+    Touched,
+    Violation,
+    loses_the_last,
+)
 from rqlab.simulation.history import History
-from rqlab.simulation.ledger import Commit, Effects, Found, Ledger, read
+from rqlab.simulation.ledger import Commit, Effects, Found, Ledger, read, whole
 from rqlab.simulation.machine import Machine
 from rqlab.simulation.platter import CRASH_KINDS
 from rqlab.simulation.settings import Settings
@@ -22,7 +33,7 @@ from rqlab.storage import Store
 
 ALL_WRITES = 2**62  # of a store that goes with its process
 COMMITS_KEPT = 50_000  # what can be taken back after a crash
-COUNT_EVERY = 500  # commits between two readings of the whole store
+COUNT_EVERY = 500  # commits between two readings of the whole store; as many as there are jobs, if these are more
 
 
 class Judge:
@@ -44,7 +55,11 @@ class Judge:
         self._by_moment: dict[Moment, list[Check]] = {
             moment: [check for check in settings.checks if check.moment is moment] for moment in Moment
         }
-        self._on_change = [(check.id, check.broken) for check in self._by_moment[Moment.CHANGE]]
+        self._on_change = {
+            event: [(each.id, each.broken) for each in self._by_moment[Moment.CHANGE] if event in each.events]
+            for event in Event
+        }
+        self._on_stored = [(each.id, each.broken) for each in self._by_moment[Moment.STORED]]
         self._commits_until_count = COUNT_EVERY
 
     # What happens.
@@ -65,9 +80,10 @@ class Judge:
         """One change of a job; the record before it."""
         ledger = self.ledger
         old = ledger.jobs.get(new.id)
-        if self._on_change:
+        asked = self._on_change[event]
+        if asked:
             seen = Seen(event, old, new, at, clock, token, ending, self.ran)
-            for check_id, broken in self._on_change:
+            for check_id, broken in asked:
                 says = broken(ledger, seen)
                 if says is not None:
                     self.violate(check_id, says)
@@ -77,10 +93,28 @@ class Judge:
     def end(self, commit: Commit, effects: Effects, store: Store) -> None:
         for key, value in effects.entries:
             self.ledger.put_entry(commit, key, value)
+        if self._on_stored:
+            self._look_at(effects, store)
         self._commits_until_count -= 1
         if self._commits_until_count <= 0:
-            self._commits_until_count = COUNT_EVERY
+            self._commits_until_count = max(COUNT_EVERY, len(self.ledger.jobs))
             self.count(store)
+
+    def _look_at(self, effects: Effects, store: Store) -> None:
+        """What has just been committed; a whole recount after each commit would cost a thousand times as much."""
+        self.asked[Moment.STORED] += 1
+        for _, job, _ in effects.changes:
+            try:
+                there = store.get(job.id)
+                if there is not None and there.data_apart:
+                    there = whole(store, there)
+            except StoreError:
+                return  # a fault that strikes now: there is a count
+            touched = Touched(job.id, there)
+            for check_id, broken in self._on_stored:
+                says = broken(self.ledger, touched)
+                if says is not None:
+                    self.violate(check_id, says)
 
     def failed(self, effects: Effects, error: StoreError, store: Store) -> bool:
         """A write raised, and the machine still runs: whether it is stored all the same. It may not be by halves."""

@@ -189,7 +189,7 @@ def read(store: Store) -> Found:
         for state in LISTED:
             start = shelf(queue, state)
             for job in store.scan(start, start + LAST, ALL):
-                jobs[job.id] = _whole(store, job)
+                jobs[job.id] = whole(store, job)
     entries: dict[str, bytes] = {}
     for start in ("due/", "off/", PAUSED):
         entries.update((key, bytes(value)) for key, value in store.entries(start, start + LAST, ALL))
@@ -202,7 +202,7 @@ def read(store: Store) -> Found:
     return Found(jobs, entries, unique, counters)
 
 
-def _whole(store: Store, job: Job) -> Job:
+def whole(store: Store, job: Job) -> Job:
     """The record as the engine knows it, wherever its data is kept."""
     return replace(store.load(job), data_apart=False) if job.data_apart else job
 

@@ -9,6 +9,7 @@ import inspect
 import logging
 import secrets
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,8 +240,13 @@ def _kept(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _asked(settings: Settings, stage: Stage) -> dict[str, int]:
     """By check: how often it was asked."""
-    by_moment = {**stage.judge.asked, Moment.CHANGE: stage.engine_events}
-    return {check.id: by_moment.get(check.moment, 0) for check in settings.checks}
+    kinds = Counter(event[1] for event in stage.history.raw)
+    return {
+        check.id: sum(kinds[event] for event in check.events)
+        if check.moment is Moment.CHANGE
+        else stage.judge.asked[check.moment]
+        for check in settings.checks
+    }
 
 
 def _let_go(stage: Stage) -> None:
