@@ -19,6 +19,7 @@ from benchmarks.big import big_store
 from benchmarks.machine import machine
 from benchmarks.modes import modes
 from benchmarks.opening import opening
+from benchmarks.panel import panel
 from benchmarks.processes import processes
 from benchmarks.rounds import Contender, Spread, rates, ratio
 from benchmarks.simulation import simulation
@@ -39,7 +40,9 @@ def main() -> None:
     parser.add_argument("--waiting", type=int, default=100_000, help="waiting jobs in the big store")
     parser.add_argument("--stored", type=int, default=1_000_000, help="waiting jobs in the directory that is opened")
     parser.add_argument(
-        "--only", choices=("durable", "modes", "memory", "processes", "big", "open", "simulation"), default=None
+        "--only",
+        choices=("durable", "modes", "memory", "processes", "big", "open", "simulation", "panel"),
+        default=None,
     )
     given = parser.parse_args()
     console = Console(width=110)
@@ -60,6 +63,8 @@ def main() -> None:
             console.print(opening(directory, given.stored, given.rounds))
         if given.only in (None, "simulation"):
             console.print(simulation(given.rounds))
+        if given.only in (None, "panel"):
+            console.print(panel(given.rounds))
 
 
 def _durable(directory: Path, rounds: int, seconds: float) -> Table:

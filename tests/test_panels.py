@@ -268,6 +268,18 @@ def test_what_is_wrong_with_a_click_stands_in_the_panel_escaped(counter: Counter
     assert (counter.number, found(counter, "problem").value) == (4, "")
 
 
+def test_a_drawing_that_fails_is_told_until_one_succeeds(counter: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    counter.draw()
+    with monkeypatch.context() as broken:
+        broken.setattr(Counter, "_draw", lambda self, shell: 1 // 0)
+        counter.tick()
+    assert "ZeroDivisionError" in found(counter, "problem").value
+
+    counter.tick()
+
+    assert found(counter, "problem").value == ""
+
+
 def test_it_is_watched_while_a_page_shows_it(counter: Counter) -> None:
     assert not counter.is_watched()
 

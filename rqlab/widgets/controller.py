@@ -87,10 +87,10 @@ class Controller:
         self.is_changing = ""  #: what mode is being changed to
         self.began_at = clock.now()
         self.longest_freeze_ms = 0
+        self.has_been_opened = False  #: the directory, by any of the processes
         self.problem = ""  #: what could not be done, by a thread that has nobody to raise it to
         self.numbers: dict[str, int] = {}  #: by job id: the number it was asked for as
         self.names: dict[int, tuple[str, str]] = {}  #: by pid: name and kind, of every process there has been
-        self.heard = threading.Event()  #: something has been reported since it was last cleared
         self._lock = threading.RLock()
         self._ledger = Ledger()
         self._events: deque[Happened] = deque(maxlen=MOST_EVENTS)
@@ -199,7 +199,6 @@ class Controller:
         if self._hand.is_alive() and threading.current_thread() is not self._hand:
             self._hand.join(3 * STOP_SECONDS)
         shutil.rmtree(self.home, ignore_errors=True)
-        self.heard.set()
         self._closed.set()
 
     # What panels read.
@@ -366,6 +365,7 @@ class Controller:
             match report.kind:
                 case "ready":
                     process.is_ready = True
+                    self.has_been_opened = self.has_been_opened or process.role.path is not None
                 case "pushed":
                     self._take_push(process, report)
                 case "refused":
@@ -375,7 +375,6 @@ class Controller:
                     process.says = report.says
                 case "change":
                     self._take_change(process, report)
-        self.heard.set()
 
     def _take_push(self, process: Handle, report: Report) -> None:
         process.asked.discard(report.number)
@@ -409,7 +408,6 @@ class Controller:
                 process.frozen_at = None
             if not self._is_closed:
                 self._note("gone" if code == -signal.SIGKILL else "ended", process)
-        self.heard.set()
 
     # What takes a while, in a thread of its own.
 
@@ -420,7 +418,6 @@ class Controller:
                 self.problem = ""
             except Exception as error:  # noqa: BLE001  # of whatever kind: the panel shows it, and the next is done
                 self.problem = f"{type(error).__name__}: {error}"
-            self.heard.set()
 
     def _restart(self, process: Handle) -> None:
         if not process.has_ended(STOP_SECONDS):

@@ -150,7 +150,8 @@ class Panel:
         self._shell: Shell | None = None
         self._drawing = threading.RLock()  # one thread draws; it may find that the panel has to close
         self._is_closed = False
-        self._said = ""  #: what went wrong last, as HTML
+        self._refused = ""  #: why the last action could not be done, as HTML
+        self._broken = ""  #: why the last drawing could not
 
     # What a subclass does.
 
@@ -190,7 +191,8 @@ class Panel:
         with self._drawing:
             if not self._is_closed:
                 self._draw(shell)
-                shell.set(PROBLEM, self._said)
+                self._broken = ""
+                shell.set(PROBLEM, self._refused)
             return shell.mark()
 
     def close(self) -> None:
@@ -230,21 +232,19 @@ class Panel:
         return self._shell is not None and not self._is_closed and bool(self._shell.box._view_count)
 
     def tick(self) -> None:
-        """Draw what has changed."""
-        self.draw()
+        """Draw what has changed; if that cannot be done, say so until it can."""
+        try:
+            self.draw()
+        except Exception as error:  # noqa: BLE001  # of whatever kind: whoever looks is told
+            with self._drawing:
+                self._broken = _alert(error)
+                self._show_problem()
 
     def show_error(self, error: Exception) -> None:
-        """Say in the panel what went wrong; the next time that something is done it goes."""
-        known = isinstance(error, RQLabError)
-        words = html.escape((str(error) if known else f"{type(error).__name__}: {error}")[:400])
+        """Say in the panel what went wrong, until the next thing is done."""
         with self._drawing:
-            self._said = (
-                '<div role="alert" style="border-left:4px solid #d55e00;padding:2px 8px;overflow-wrap:anywhere">'
-                f"<b>✗</b> {words}</div>"
-            )
-            if self._shell is not None and not self._is_closed:
-                self._shell.set(PROBLEM, self._said)
-                self._shell.mark()
+            self._refused = _alert(error)
+            self._show_problem()
 
     # Below: what it does with them.
 
@@ -271,8 +271,25 @@ class Panel:
         if self._is_closed:
             return
         try:
-            self._said = ""
             action()
+            refused = ""
         except Exception as error:  # noqa: BLE001  # of whatever kind: a click has nobody to raise it to
-            self.show_error(error)
+            refused = _alert(error)
+        with self._drawing:
+            self._refused = refused
+            self._show_problem()
         self._ticker.ring()
+
+    def _show_problem(self) -> None:
+        if self._shell is not None and not self._is_closed:
+            self._shell.set(PROBLEM, self._refused + self._broken)
+            self._shell.mark()
+
+
+def _alert(error: Exception) -> str:
+    known = isinstance(error, RQLabError)
+    words = html.escape((str(error) if known else f"{type(error).__name__}: {error}")[:400])
+    return (
+        '<div role="alert" style="border-left:4px solid #d55e00;padding:2px 8px;overflow-wrap:anywhere">'
+        f"<b>✗</b> {words}</div>"
+    )

@@ -4,6 +4,7 @@ The directory is read as anybody else may read it, read-only and beside its owne
 began; jobs are named by their numbers. Knows no widget.
 """
 
+import contextlib
 import math
 import threading
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 from rqlab import clock
 from rqlab.durability import MODES
 from rqlab.engine import LISTED, Engine
+from rqlab.errors import RQLabError
 from rqlab.job import Counts, Job, State
 from rqlab.storage.view import ReadOnlyStore
 from rqlab.widgets import safety
@@ -83,27 +85,44 @@ class Viewer:
         self._judge = safety.Judge()
         self._told: dict[str, _Told] = {}
         self.first: dict[str, Any] | None = None  #: when safety was first seen broken, and by what
+        self._last: dict[str, Any] | None = None  #: what there was to see at the end
+        self._is_closed = False
 
     def view(self) -> dict[str, Any]:
-        """The lab as it is now."""
+        """The lab as it is now; after `close`, as it was then."""
         with self._looking:
-            return self._view()
+            if not self._is_closed:
+                return self._view()
+            if self._last is None:
+                raise RQLabError(f"cannot look at the lab in {self._lab.path}: it is closed")
+            return self._last
 
     def records(self) -> list[Job]:
-        """The jobs of the lab's queue, as they are now."""
+        """The jobs of the lab's queue, as they are now; after `close`, as they were then."""
         with self._looking:
-            return list(self._seen().records)
+            return [told.record for told in self._told.values()] if self._is_closed else list(self._seen().records)
 
     def close(self) -> None:
-        """Let the directory go."""
+        """Look for the last time, and let the directory go: what is temporary will be gone, and that is no loss."""
         with self._looking:
+            if self._is_closed:
+                return
+            with contextlib.suppress(RQLabError):  # a directory that cannot be read has no last view
+                self._last = self._view()
+            self._is_closed = True
             self._reader.close()
 
     def _seen(self) -> Seen:
         if self._lab.mode == "memory":
             records = self._lab.reported()
             return Seen(records, _counted(records), bool(self._lab.is_paused))
-        return self._reader.read() or Seen([], Counts(), False)
+        try:
+            seen = self._reader.read()
+        except RQLabError:
+            if self._lab.has_been_opened:
+                raise
+            seen = None  # it is being made, or it cannot be opened: then its process says why
+        return seen or Seen([], Counts(), False)
 
     def _view(self) -> dict[str, Any]:
         lab = self._lab
