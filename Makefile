@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Of torture's exploration, in each mode; make torture SEEDS=0-499 takes a minute of it.
+SEEDS := 10000
 
 .PHONY: demo lab voila test torture check strip bench peers fixtures results clean
 
@@ -20,11 +22,13 @@ test: check  ## everything that CI runs
 	$(BIN)/pytest -n 2 --dist worksteal
 	$(BIN)/pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=60 --nbmake-kernel=python3 notebooks
 
-torture: $(VENV)/.tests  ## the power cut 120 000 times and more; each operation refused; interrupts at every instruction; a million finished jobs
+torture: $(VENV)/.tests  ## the power cut 120 000 times and more; each operation refused; interrupts at every instruction; a million finished jobs; ten thousand seeds a mode
 	RQLAB_CUT_SEEDS=20 RQLAB_FAULT_STRIDE=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 900 \
 		tests/test_power_durable.py tests/test_power_later.py tests/test_disk_faults.py
 	RQLAB_INTERRUPT_STRIDE=1 RQLAB_FINISHED=1000000 RQLAB_EXAMPLES=500 RQLAB_HISTORIES=100 RQLAB_KILLS=100 \
 		$(BIN)/pytest -n 2 --dist worksteal --timeout 900 tests/test_buffered.py tests/test_hybrid.py tests/test_modes.py
+	$(BIN)/rqlab explore $(SEEDS) --durability all --faults 9 --jobs 30 --bugs fixtures/bugs
+	$(BIN)/rqlab explore $(SEEDS) --store memory --faults 9 --jobs 30 --bugs fixtures/bugs
 
 check: $(VENV)/.tests
 	$(BIN)/ruff format --check .

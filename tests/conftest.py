@@ -90,3 +90,8 @@ def quick_path() -> Iterator[Path]:
     """A directory in memory, where the system has one: for tests that open or sync hundreds of times."""
     with recovery.scratch_directory() as path:
         yield path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What broke a promise once is tried first."""
+    items.sort(key=lambda item: item.path.name != "test_bugs.py")

@@ -17,7 +17,7 @@ from rqlab.simulation.faults import Fault
 FORMAT = 1  # of the files; a higher number is refused
 
 
-class Bug(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Bug(msgspec.Struct, frozen=True, kw_only=True):
     """A plan that broke a promise."""
 
     rqlab: int = FORMAT  #: the format of the file

@@ -5,6 +5,7 @@ handler from a notebook arrives wherever an executor runs it.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from rqlab import clock
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.exploration.bugs import Bug
 from rqlab.lifecycle import Event
-from rqlab.simulation.checks import Moment
+from rqlab.simulation.faults import FAULTS
 from rqlab.simulation.result import Header, Loss, SimulationResult
 from rqlab.simulation.run import simulate
 from rqlab.simulation.shrinking import shrink
@@ -48,7 +49,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     pushed: int
     simulated_seconds: float
     seconds: float  #: of this machine
-    coverage: dict[str, int]  #: times each kind of fault struck, and each window was hit
+    coverage: dict[str, int]  #: times each kind of fault struck, each window was hit, and each event happened
     asked: dict[str, int]  #: by row of CHECKS
     header: Header | None  #: of the history, if a promise broke
 
@@ -117,6 +118,7 @@ def _run(options: Options, seed: int, durability: str) -> Row:
     except Exception as error:  # noqa: BLE001  # the simulator's own bug: as much of a find, and no reason to stop
         return _raised(seed, durability, error, clock.monotonic() - began)
     header, struck = result.header, result.coverage
+    kinds = Counter(each.kind for each in result.history)
     first = result.violations[0] if result.violations else None
     return Row(
         seed=seed,
@@ -131,10 +133,10 @@ def _run(options: Options, seed: int, durability: str) -> Row:
         losses=header.losses,
         power_cuts=len(header.cut_at) if header.operations else struck["power cut"],
         operations=header.operations,
-        pushed=sum(each.kind == Event.PUSH for each in result.history),
+        pushed=kinds[Event.PUSH],
         simulated_seconds=header.ended_at,
         seconds=clock.monotonic() - began,
-        coverage=dict(struck),
+        coverage=struck | {f"event: {kind}": times for kind, times in kinds.items() if kind not in FAULTS},
         asked=header.asked,
         header=None if result.ok else header,
     )
@@ -147,6 +149,3 @@ def _raised(seed: int, durability: str, error: Exception, took: float) -> Row:
         replay=f"rqlab.simulate(seed={seed}, durability={durability!r}, …)", hash="", events=0, faults=0, losses=[],
         power_cuts=0, operations=0, pushed=0, simulated_seconds=0.0, seconds=took, coverage={}, asked={}, header=None,
     )  # fmt: skip
-
-
-assert Moment.CHANGE, "what a header's `asked` counts by"

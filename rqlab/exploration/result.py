@@ -16,8 +16,10 @@ from rqlab.charts.histories import times
 from rqlab.charts.looks import count
 from rqlab.exploration.hunting import RAISED, Row, Smaller
 from rqlab.html import cards
+from rqlab.lifecycle import Event
 from rqlab.simulation.checks import CHECKS
 from rqlab.simulation.faults import FAULTS, Fault
+from rqlab.simulation.history import KINDS
 from rqlab.simulation.platter import CRASH_KINDS
 from rqlab.simulation.result import SimulationResult
 from rqlab.simulation.windows import WINDOWS
@@ -123,8 +125,11 @@ class Exploration:
 
     @cached_property
     def coverage(self) -> Counter[str]:
-        """How often each fault struck ("power cut"), each window was hit ("window: checkpoint"), each way of losing
-        what was not synced was tried ("cut: torn"), and each check was asked ("check: I3"). What never was, is 0."""
+        """How often everything happened that may; what never did is 0.
+
+        Faults ("power cut"), ways of losing what was not synced ("cut: torn"), windows that a cut fell into ("window:
+        checkpoint"), events ("event: stall"), and questions ("check: I3").
+        """
         counted = Counter(dict.fromkeys(_everything(), 0))
         for row in self.rows:
             counted.update(row.coverage)
@@ -197,15 +202,15 @@ class Exploration:
     def verdict(self) -> str:
         """One sentence."""
         modes = list(dict.fromkeys(row.durability for row in self.rows))
-        ran = f"{_figure(len(self.rows))} {'seeds' if len(modes) < 2 else 'runs'} in {', '.join(modes) or 'no mode'}"
+        ran = f"{times(len(self.rows), 'seed' if len(modes) < 2 else 'run')} in {', '.join(modes) or 'no mode'}"
         known_failures = sum(failure.was_known for failure in self.failures)
         broken = len(self.failures) - known_failures
-        held = f"{_figure(broken)} broke a promise" if broken else "every promise held"
+        held = f"{broken:,} broke a promise" if broken else "every promise held"
         if self.died:
             held += f", {len(self.died)} ended their process"
         known = f"; {times(self.known, 'kept plan')} run first" if self.known else ""
         known += f", {known_failures} of them still broken" if known_failures else ""
-        stopped = "" if self.is_complete else f" ({self.facts.why}; {_figure(self.facts.planned)} were planned)"
+        stopped = "" if self.is_complete else f" ({self.facts.why}; {self.facts.planned:,} were planned)"
         return f"{ran}: {held}{known}{stopped}"
 
     def speed(self) -> str:
@@ -247,16 +252,13 @@ def _groups() -> Mapping[str, list[str]]:
         "faults": list(FAULTS),
         "cuts": [f"cut: {kind}" for kind in CRASH_KINDS],
         "windows": [f"window: {window}" for window in WINDOWS],
+        "events": [f"event: {event}" for event in (*Event, *KINDS)],
         "checks": [f"check: {check}" for check in CHECKS],
     }
 
 
 def _everything() -> list[str]:
     return [name for names in _groups().values() for name in names]
-
-
-def _figure(number: int) -> str:
-    return f"{number:,}".replace(",", " ")
 
 
 def _bare(name: str) -> str:
