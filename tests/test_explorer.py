@@ -305,6 +305,15 @@ def test_disk_steps_lie_between_events(panel: Explorer) -> None:
     assert any("fsync of cache.db-wal" in caption for caption in captions)
 
 
+def test_a_change_of_stops_leaves_the_scrubber_where_it_is(panel: Explorer) -> None:
+    """At the crash, not at the last write before it, which came at the same instant."""
+    panel.next_crash()
+    before = panel.event, panel.caption
+    for which in (*STOPS, *reversed(STOPS)):
+        panel.stop_at(which)
+        assert (panel.event, panel.caption) == before
+
+
 def test_a_wrong_argument_is_said_in_the_panel_and_the_control_goes_back(panel: Explorer) -> None:
     before = panel.result
     control(panel, "jobs").max = 10**9

@@ -197,10 +197,10 @@ def _again(done: Simulated, share: float) -> str:
 def _promise(promise: Table, limit: int) -> str:
     """What may be lost beside what was, for each way to go down."""
     head = ("at", "may be lost", "happened", "acknowledged writes lost", "jobs lost")
-    unbroken = ' style="text-align:left;white-space:nowrap"'
-    lines = [("", "".join(f"<th{unbroken}>{name} </th>" for name in head))]
+    at_spaces, unbroken = ' style="text-align:left"', ' style="text-align:left;white-space:nowrap"'
+    lines = [("", "".join(f"<th{at_spaces}>{name} </th>" for name in head))]
     for crash, may_lose, *numbers in rows(promise, "crash", "may lose", "crashes", "writes lost", "jobs lost"):
-        cells = [f"<td{LEFT}>{text(fact, limit)} </td>" for fact in (crash, may_lose)]
+        cells = [f"<td{unbroken}>{text(crash, limit)} </td><td{LEFT}>{text(may_lose, limit)} </td>"]
         cells += [f"<td{RIGHT}>{int(number):,} </td>" for number in numbers]
         lines.append(("", "".join(cells)))
     return _table(lines)

@@ -443,6 +443,11 @@ class SimulationResult:
 
         frame = pandas.DataFrame(list(rows), columns=columns)
         for column, kinds in categories.items():
+            if kinds is not None:  # a later version may have written kinds that we do not know
+                kinds = [
+                    *kinds,
+                    *dict.fromkeys(each for each in frame[column] if isinstance(each, str) and each not in kinds),
+                ]
             frame[column] = pandas.Categorical(frame[column], categories=kinds)
         for column in floats:
             frame[column] = frame[column].astype("float64")

@@ -411,13 +411,15 @@ class Explorer(Panel):
 
     def _restop(self) -> None:
         """The stops have changed: stand where it stood in time."""
-        at = self._explored.at(self._stops[self._position])
-        event = self._stops[self._position].event
+        stood = self._stop()
+        at = self._explored.at(stood)
         self._stops = self._explored.stops(self._which)
-        nearest = min(
-            range(len(self._stops)),
-            key=lambda place: (abs(self._explored.at(self._stops[place]) - at), abs(self._stops[place].event - event)),
-        )
+
+        def far(place: int) -> tuple[float, int, bool]:
+            stop = self._stops[place]
+            return abs(self._explored.at(stop) - at), abs(stop.event - stood.event), stop.step != stood.step
+
+        nearest = min(range(len(self._stops)), key=far)
         self._place(nearest)
 
     # Simulating.
