@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rqlab import Context, DeadLetter, Job, LeaseLost, RetryAfter, Snooze
+from rqlab import AsyncContext, Context, DeadLetter, Job, LeaseLost, RetryAfter, Snooze
 
 colour: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="none")
 
@@ -169,3 +169,14 @@ class Greeter:
     @staticmethod
     def shout(job: Job) -> str:
         return f"{job.data}!"
+
+
+def charges(job: Job, ctx: Context) -> str:
+    ctx.effect("charged card")
+    return "charged"
+
+
+async def charges_async(job: Job, ctx: AsyncContext) -> str:
+    ctx.effect("charged card")
+    await ctx.effect("sent receipt")
+    return "charged"

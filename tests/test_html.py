@@ -94,6 +94,7 @@ def promised(*rows: tuple[str, str, int, int, int]) -> Any:
 def simulated(ok: bool = True, **fields: Any) -> Any:
     told = world(30)
     told.ok, told.durability, told.replay_line = ok, "buffered", "rqlab.simulate(seed=7)"
+    told.effects_in_words = []
     told.violations = [] if ok else ["R3: 3 acknowledged jobs lost"]
     told.what_was_lost = "Lost, as buffered may: the power cut at 6.0 s took 1 acknowledged write."
     told.promise = promised(("power cut", "at most the open batch", 2, 1, 0))

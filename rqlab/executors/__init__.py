@@ -5,6 +5,7 @@ for workers. None of them decides anything about the job; each turns what a hand
 """
 
 import inspect
+import logging
 import traceback
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import lru_cache
@@ -21,6 +22,8 @@ from rqlab.lifecycle import Event, cut
 if TYPE_CHECKING:  # imported where they are used: a third of `import rqlab` otherwise
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
+
+log = logging.getLogger("rqlab")
 
 CONTEXT_NAMES = ("ctx", "context")  # of a second parameter that is the context although it has a default
 
@@ -54,11 +57,17 @@ class Run:
         self.forgiven_until = 0  #: not timed out before this instant: its worker itself was late
 
 
+def _log_effect(run: Run, what: str) -> None:
+    """%r: what a handler says may not break the line."""
+    log.debug("job %s, delivery %d: effect %r", run.job.id, run.job.deliveries, what)
+
+
 class Services(NamedTuple):
-    """What a run's context may ask of its worker: each call is stored before it returns."""
+    """What a run's context may ask of its worker: progress and log are stored before they return."""
 
     progress: Callable[[Run, float, str | None], None]
     log: Callable[[Run, str], None]
+    effect: Callable[[Run, str], None] = _log_effect  #: a simulation counts them
 
 
 class Finished(NamedTuple):
@@ -135,6 +144,14 @@ class Context(_Known):
         """Store a line in the job's log. LeaseLost if the job is lost."""
         self._run.services.log(self._run, _line(line))
 
+    def effect(self, what: str) -> None:
+        """Say that the run has just changed the world outside: `ctx.effect("charged card")`.
+
+        Under `rqlab.simulate(handler=…)` these are counted, and the result tells which happened twice for a job, and
+        which fault did that. In a worker it is a line at DEBUG in the log `rqlab`: nothing is stored or raised.
+        """
+        self._run.services.effect(self._run, _line(what))
+
 
 class AsyncContext(_Known):
     """The same for an async handler. Nothing here blocks its event loop: a thread does the storing.
@@ -160,6 +177,11 @@ class AsyncContext(_Known):
         said = _line(line)
         return self._store(lambda: self._run.services.log(self._run, said))
 
+    def effect(self, what: str) -> Awaitable[None]:
+        """Say that the run has just changed the world outside, as `Context.effect` does; it need not be awaited."""
+        self._run.services.effect(self._run, _line(what))
+        return Stored()
+
     async def stored(self) -> None:
         """Wait until everything said so far is stored."""
         import asyncio
@@ -174,7 +196,7 @@ class AsyncContext(_Known):
             loop = asyncio.get_running_loop()
         except RuntimeError:  # in a thread that the handler has started
             call()
-            return _Stored()
+            return Stored()
         before = self._newest
 
         async def in_order() -> None:
@@ -187,10 +209,15 @@ class AsyncContext(_Known):
         return task
 
 
-class _Stored:
-    """What need not be waited for."""
+class Stored:
+    """What need not be waited for: it is done, or it failed, which whoever awaits it is told."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self._error = error
 
     def __await__(self) -> Generator[None, None, None]:
+        if self._error is not None:
+            raise self._error
         yield from ()
 
 

@@ -143,6 +143,8 @@ class Simulated(Result, Protocol):
     @property
     def what_was_lost(self) -> str: ...
     @property
+    def effects_in_words(self) -> Sequence[str]: ...
+    @property
     def promise(self) -> Table: ...  #: crash, may lose, crashes, writes lost, jobs lost
     @property
     def replay_line(self) -> str: ...
@@ -185,6 +187,7 @@ def _verdict(done: Simulated, share: float) -> str:
     more = [f"and {times(len(broken) - len(listed), 'more violation')}"] if len(broken) > len(listed) else []
     parts.append(_lines([*(f"✗ {plain(each, int(200 * share))}" for each in listed), *more]))
     parts.append(f"<p{CLOSE}>{text(done.what_was_lost, int(500 * share))}</p>")
+    parts.append(_lines([plain(each, int(240 * share)) for each in done.effects_in_words]))
     parts.append(_promise(done.promise, int(120 * share)))
     return "".join(parts)
 

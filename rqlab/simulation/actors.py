@@ -6,7 +6,9 @@ writes would have taken is added to when it is called again.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+import contextvars
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -14,8 +16,8 @@ import msgspec
 from rqlab import executors
 from rqlab.durability import Keeper
 from rqlab.engine import Ending, Push
-from rqlab.errors import RQLabError, StoreBusy, StoreError
-from rqlab.executors import Context, Finished, Handlers, Report, Run
+from rqlab.errors import LeaseLost, RQLabError, StoreBusy, StoreError
+from rqlab.executors import AsyncContext, Finished, Handlers, Report, Run, Stored
 from rqlab.housekeeping import Housekeeper, Retention
 from rqlab.ids import Ids
 from rqlab.job import Job, milliseconds
@@ -404,35 +406,44 @@ class WorldExecutor:
         self.next_end = min((at for at, _, _ in runs), default=NEVER)
 
 
-class WorldContext(Context):
-    """The context of a user's handler in a world; it also counts what the handler does to the world outside."""
+class WorldContext(AsyncContext):
+    """The context of an async handler in a world: storing takes no time there, so no thread does it."""
 
-    def __init__(self, run: Run, effect: Callable[[str], None]) -> None:
-        super().__init__(run)
-        self._effect = effect
+    def _store(self, call: Callable[[], None]) -> Awaitable[None]:
+        try:
+            call()
+        except LeaseLost as error:
+            return Stored(error)
+        return Stored()
 
-    def effect(self, what: str) -> None:
-        """Say that a side effect happens here, such as "charged card": the result tells which happened twice."""
-        self._effect(str(what)[:200])
 
-
-def perform(handlers: Handlers, run: Run, effect: Callable[[str], None]) -> Report:
+def perform(handlers: Handlers, run: Run, effect: Callable[[Run, str], None]) -> Report:
     """Run the user's own handler to its end, now."""
+    run.services = run.services._replace(effect=effect)
+    if not executors.is_async(handlers):
+        return executors.call(handlers, run, through=(KeyboardInterrupt,))
     function = executors.chosen(handlers, run.job)
     if isinstance(function, Report):
         return function
     try:
-        if executors.wants_context(function):
-            result: Any = function(run.job, WorldContext(run, effect))
-        else:
-            result = function(run.job)
-        if asyncio.iscoroutine(result):
-            result = asyncio.run(result)
+        wants_context = executors.wants_context(function)
+        result = _awaited(function(run.job, WorldContext(run)) if wants_context else function(run.job))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001  # as in production: whatever it raises fails the attempt
         return executors.failure(error)
     return executors.success(result)
+
+
+def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What the coroutine returns; a cell of a notebook has a loop running, so there it needs another thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1, "rqlab-simulated-handler") as thread:
+        return thread.submit(context.run, asyncio.run, coroutine).result()
 
 
 def late(actor: WorkerActor, name: str, at: int, run: Run, report: Report) -> None:

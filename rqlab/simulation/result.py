@@ -231,13 +231,24 @@ class SimulationResult:
 
     @cached_property
     def effects(self) -> "pandas.DataFrame":
-        """One row a job and side effect (`ctx.effect`): job, effect, times, and the deliveries that had it."""
-        counted: dict[tuple[str, str], list[int]] = {}
-        for each in self.history:
-            if each.kind == "effect":
-                counted.setdefault((each.job, each.detail["what"]), []).append(each.detail["delivery"])
-        rows = [(job, what, len(deliveries), deliveries) for (job, what), deliveries in counted.items()]
-        return self._frame(rows, ["job", "effect", "times", "deliveries"], {"effect": None}, ())
+        """One row a job and side effect (`ctx.effect`): job, effect, times, deliveries (that had it), why.
+
+        `why` says what made it happen again: the handler is not idempotent under that fault. It is empty where the
+        effect happened once.
+        """
+        rows = [
+            (each.job, each.effect, len(each.deliveries), each.deliveries, each.why)
+            for each in verdict.effects(self.history, self.crash_of)
+        ]
+        return self._frame(rows, ["job", "effect", "times", "deliveries", "why"], {"effect": None}, ())
+
+    @property
+    def effects_in_words(self) -> list[str]:
+        """Which side effects happened more than once, for which job, and after which fault: one line each."""
+        told = verdict.effects(self.history, self.crash_of)
+        pushes = [each for each in self.history if each.kind == Event.PUSH] if told else []
+        names = {each.job: f"job {n} ({each.detail.get('name', '')})" for n, each in enumerate(pushes, 1)}
+        return verdict.effects_in_words(told, names)
 
     @cached_property
     def losses(self) -> "pandas.DataFrame":
@@ -305,24 +316,26 @@ class SimulationResult:
         kinds = Counter(each.kind for each in self.history)
         struck = Counter(each.kind for each in self.history if each.detail.get("fault"))
         recovered = [each for each in self.history if each.kind == "recovered"]
-        verdict = "every promise held" if self.ok else f"{len(self.violations)} promise(s) broken"
+        held = "every promise held" if self.ok else f"{len(self.violations)} promise(s) broken"
         lines = [
-            f"seed {self.seed}: {verdict} in {self.header.ended_at:.1f} simulated seconds ({len(self.history)} events)",
+            f"seed {self.seed}: {held} in {self.header.ended_at:.1f} simulated seconds ({len(self.history)} events)",
             f"jobs: {len(lives)} pushed; " + ", ".join(f"{count} {state}" for state, count in sorted(states.items())),
             f"runs: {kinds[Event.PULL]}; {kinds[Event.FAIL]} failed, {kinds[Event.STALL]} stalled, "
             f"{kinds[Event.TIME_OUT]} timed out, {kinds['refused']} late reports refused",
             "faults: " + (", ".join(f"{count} x {kind}" for kind, count in struck.items()) or "none"),
-            f"{self.header.arguments['durability']}: lost {sum(each.writes for each in self.header.losses)} "
+            f"{self.durability}: lost {sum(each.writes for each in self.header.losses)} "
             f"acknowledged writes in {len(recovered)} recoveries",
+            self.what_was_lost,
+            *self.effects_in_words,
         ]
         lines += [f"BROKEN {violation}" for violation in self.violations]
         lines.append(f"replay: {self.replay_line}")
         return Summary("\n".join(lines))
 
     def __repr__(self) -> str:
-        verdict = "ok" if self.ok else "BROKEN " + ", ".join(sorted({each.check for each in self.violations}))
+        found = "ok" if self.ok else "BROKEN " + ", ".join(sorted({each.check for each in self.violations}))
         size = f"{len(self.history)} events, hash {self.hash}"
-        return f"<SimulationResult {verdict}, seed {self.seed}, {size}: {self.replay_line}>"
+        return f"<SimulationResult {found}, seed {self.seed}, {size}: {self.replay_line}>"
 
     def at(self, t: float) -> Moment:
         """The state at an instant, `t` seconds after the beginning: what happened at that instant included."""

@@ -248,11 +248,12 @@ class Stage:
         label = self.labels.get(job.id, job.name)
         low, high = 0.4 * settings.duration, 1.6 * settings.duration
         duration = max(round(self.chance.between(low, high, "duration", label, job.deliveries) * 1000), 1)
-        if self.breakage.begins(actor, job, label, duration):
-            return Play(Report(event="ack"), None)
+        never_ends = self.breakage.begins(actor, job, label, duration)
         if settings.handler is None:
-            return Play(self._outcome(label, job.deliveries), duration)
-        return Play(perform(settings.handler, run, lambda what: self._note_effect(job, actor.name, what)), duration)
+            report = self._outcome(label, job.deliveries)
+        else:  # also of a run that never ends: what it does, it has done
+            report = perform(settings.handler, run, lambda run, what: self._note_effect(run.job, actor.name, what))
+        return Play(report, None if never_ends else duration)
 
     def _note_effect(self, job: Job, worker: str, what: str) -> None:
         detail = {"what": what, "delivery": job.deliveries}

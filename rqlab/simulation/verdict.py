@@ -1,15 +1,39 @@
 """What a simulation came to, in words: the sentences that its summary, its pictures and its HTML share."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from rqlab.job import State
+from rqlab.lifecycle import Event
 from rqlab.simulation.checks import loses_the_last
 from rqlab.simulation.history import Happening
 
 LOST = "lost"  #: the kind of event, and the state, of a job that a crash took
 UNDONE = "undone"
 NO_POWER_SAFE_OVERWRITE = ", as a disk without power-safe overwrite may in any mode"
+#: What ends a run so that its job runs again, in words: where no fault of the plan did.
+BETWEEN: dict[str, str] = {
+    Event.STALL: "its lease ran out after it",
+    Event.TIME_OUT: "the run timed out after it",
+    Event.FAIL: "the run failed after it, and was tried again",
+    Event.RELEASE: "its worker was told to stop after it and before the ack",
+    Event.SNOOZE: "the run was snoozed after it",
+    Event.REQUEUE: "the job was requeued",
+    UNDONE: "the run was forgotten",
+}
+#: And where one did.
+AFTER_FAULT = {
+    "worker crash": "its worker crashed after it and before the ack",
+    "process kill": "its worker was killed after it and before the ack",
+    "power cut": "the power failed after it and before the ack",
+    "freeze": "its worker stood still after it until the lease had run out",
+    "late ack": "its report came when the lease had run out",
+    "redeploy": "its worker was told to stop after it and before the ack",
+    "wall jump": "its worker's clock jumped after it, so its lease was over",
+    "drift": "its worker's clock was wrong, so its lease was over",
+}
+LISTED_EFFECTS = 5
 LISTED_CRASHES = 4  # in one sentence; a table has them all
 
 
@@ -54,6 +78,70 @@ def _completed_before(history: Sequence[Happening]) -> dict[int, int]:
             undone[-1 if each.cause is None else each.cause] += 1
         states[each.job] = each.detail.get("state", states.get(each.job, ""))
     return undone
+
+
+class Repeat(NamedTuple):
+    """A side effect that happened more than once for a job."""
+
+    job: str
+    effect: str
+    deliveries: list[int]  #: in which runs
+    why: str  #: what came between the first run and the next
+
+
+def effects(history: Sequence[Happening], crash_of: Callable[[Happening], Happening]) -> list[Repeat]:
+    """Every (job, effect), in the order of their first time; `why` is empty where it happened once."""
+    found: dict[tuple[str, str], list[Happening]] = {}
+    for each in history:
+        if each.kind == "effect":
+            found.setdefault((each.job, each.detail["what"]), []).append(each)
+    told = []
+    for (job, what), times in found.items():
+        why = _between(history, times[0], times[1], crash_of) if len(times) > 1 else ""
+        told.append(Repeat(job, what, [each.detail["delivery"] for each in times], why))
+    return told
+
+
+def effects_in_words(told: Sequence[Repeat], names: Mapping[str, str]) -> list[str]:
+    """What happened more than once, each with its cause; or that nothing did."""
+    twice = [each for each in told if each.why]
+    if not twice:
+        counts = Counter(each.effect for each in told)
+        each_once = ", ".join(f"{what} for {_number(jobs, 'job')}" for what, jobs in counts.items())
+        return [f"Each side effect happened once: {each_once}."] if told else []
+    lines = [
+        f"{each.effect} happened {_times(len(each.deliveries))} for {names[each.job]}: {each.why}"
+        for each in twice[:LISTED_EFFECTS]
+    ]
+    more = len(twice) - len(lines)
+    return lines + ([f"and {_number(more, 'more effect')} more than once"] if more else [])
+
+
+def _between(
+    history: Sequence[Happening], first: Happening, second: Happening, crash_of: Callable[[Happening], Happening]
+) -> str:
+    """Why a job ran again between two of its effects: what ended the run that had the first one."""
+    if first.detail["delivery"] == second.detail["delivery"] and not _was_undone(history, first, second):
+        return "twice in one run"
+    mine = [each for each in history[first.n + 1 : second.n] if each.job == first.job]
+    acked = next((each.n for each in mine if each.kind == Event.ACK), second.n)
+    forgotten = next((each for each in mine if each.kind == UNDONE and each.n > acked), None)
+    ending = forgotten or next((each for each in reversed(mine) if each.kind in BETWEEN), None)
+    if ending is None:
+        return "it ran again"
+    fault = crash_of(ending)
+    if fault.kind not in AFTER_FAULT or fault.n < first.n:
+        return f"{BETWEEN[ending.kind]} (at {ending.at:.1f} s)"
+    says = "its ack was lost" if forgotten else AFTER_FAULT[fault.kind]
+    return f"{says} ({fault.kind} at {fault.at:.1f} s)"
+
+
+def _was_undone(history: Sequence[Happening], first: Happening, second: Happening) -> bool:
+    return any(each.kind == UNDONE and each.job == first.job for each in history[first.n + 1 : second.n])
+
+
+def _times(count: int) -> str:
+    return "twice" if count == 2 else f"{count} times"
 
 
 def _number(count: int, one: str, many: str = "") -> str:
