@@ -207,7 +207,7 @@ def test_a_wrong_argument_is_refused_before_anything_starts(wrong: dict[str, Any
 def test_the_same_seed_gives_the_same_jobs() -> None:
     data = []
     for seed in (5, 5, 6):
-        with rqlab.lab(seed=seed, **(QUICK | {"seconds": 0.01})) as lab:
+        with rqlab.lab(workers=1, seed=seed, **(QUICK | {"seconds": 0.01})) as lab:
             lab.push(3)
             lab.settle(PATIENCE)
             data.append([job.data for job in lab.jobs()])
@@ -543,6 +543,29 @@ def test_every_control_does_what_it_says(lab: Lab) -> None:
     assert [found(lab, f"kill-{name}").layout.display for name in ("owner", "w1")] == [None, "none"]
     assert "SAFETY HOLDS ✓" in found(lab, "header").value
     assert found(lab, "problem").value == ""
+
+
+def test_clicks_may_come_from_many_threads_at_once(quick: Lab) -> None:
+    until_state(quick, "w1", "idle")
+    quick.draw()
+    names = ["push-1"] * 20 + ["push-10"] * 4 + ["freeze-w1", "thaw-w1", "kill-w1", "restart-w1", "pause", "resume"]
+    started = threading.Barrier(len(names))
+
+    def click(name: str) -> None:
+        started.wait(PATIENCE)
+        found(quick, name).click()
+
+    threads = [threading.Thread(target=click, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    quick.resume()
+    until(quick, lambda view: not view["paused"])
+    view = quick.settle(PATIENCE)
+
+    assert not any(thread.is_alive() for thread in threads)
+    assert (view["acknowledged"], view["counts"]["completed"], view["safe"]) == (60, 60, True)
 
 
 def test_the_filters_choose_what_the_timeline_shows(quick: Lab) -> None:

@@ -107,7 +107,7 @@ def _lease(row: View) -> str:
 def mission(view: View) -> str:
     """What there is to try, and how far it has come."""
     mode, lost = view["mode"], view["lost"]
-    row = f"{mode} at kill -9: {view['promise']}"
+    row = f"{mode} at kill -9: {view['promise'].replace('`', '')}"
     if lost and view["safe"]:
         allowed = "all" if math.isinf(view["allowed"]) else f"at most {view['allowed']:,.0f} writes"
         done = (
@@ -125,7 +125,7 @@ def mission(view: View) -> str:
         )
         done = f"{view['acknowledged']:,} acknowledged, 0 lost; {tried}. {hope}"
     risk = f" At risk now: {times(view['at_risk'], 'job')}." if view["at_risk"] else ""
-    undone = f" {view['undone']:,} completions were lost, too: those jobs run again." if view["undone"] else ""
+    undone = f" Undone, too: {times(view['undone'], 'completion')}; such a job runs again." if view["undone"] else ""
     return _framed(
         f"<div><b>Mission: make the queue lose an acknowledged job.</b> {done}{risk}{undone}</div>"
         f'<div style="color:{QUIET}">{text(row, 200)}. A power cut is out of reach here: kill -9 leaves what was '
@@ -140,10 +140,10 @@ def hint(view: View) -> str:
     unfinished = sum(view["counts"][state] for state in ("waiting", "delayed", "active"))
     says = []
     if unfinished and works and all(row["state"] in ("killed", "ended") for row in works):
-        names = ", ".join(f"restart {row['name']}" for row in works)
-        says.append(f"Nobody works or keeps house: {times(unfinished, 'job')} wait. {names}")
+        names = ", ".join(row["name"] for row in works)
+        says.append(f"Nobody works or keeps house; not finished: {times(unfinished, 'job')}. Restart {names}")
     elif unfinished and works and all(row["state"] in ("killed", "ended", "frozen") for row in works):
-        says.append(f"Who lives is frozen: {times(unfinished, 'job')} wait. Thaw one")
+        says.append(f"Who lives is frozen; not finished: {times(unfinished, 'job')}. Thaw one")
     elif view["paused"] and unfinished:
         says.append("Paused: pushes go on, pulls do not. Resume the queue")
     producer = rows.get("producer")

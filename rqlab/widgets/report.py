@@ -42,7 +42,7 @@ class LabReport:
             f"SAFETY {'HOLDS ✓' if self.ok else 'BROKEN ✗'}",
             f"jobs: {said}; {len(self.attempts):,} runs",
             f"kill -9: {kills:,}; acknowledged {self.acknowledged:,}, lost {self.lost:,} "
-            f"({self.mode} may lose: {self.view['promise']})",
+            f"({self.mode} may lose: {self.view['promise'].replace('`', '')})",
             f"a power cut: {NOT_TRIED}",
             f"judged: {', '.join(judged)}; not judged here: {', '.join(left)}",
         ]
