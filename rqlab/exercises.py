@@ -342,22 +342,41 @@ def check_grace(seconds: Answer) -> Verdict:
 # 10: beat the queue.
 
 
+class _Feat(NamedTuple):
+    """What an adversary has achieved."""
+
+    mode: Mode
+    lost: int
+    is_allowed: bool
+    proof: str  #: the line, or the report, that shows it to everybody
+
+
 def check_mission(result: Answer) -> Verdict:
-    """Did this simulation lose an acknowledged job?"""
+    """Did this simulation, or this lab, lose an acknowledged job?"""
     if result is ...:
         return _open("mission")
-    if not isinstance(result, SimulationResult):
-        return _wrong(f"expected what rqlab.simulate(…) returned; got {type(result).__name__}.")
-    mode = MODES[str(result.header.arguments["durability"])]
-    lost = int(result.jobs.lost.sum())
+    feat = _feat(result)
+    if feat is None:
+        return _wrong(f"expected what rqlab.simulate(…) or lab.report() returned; got {type(result).__name__}.")
+    name, lost = feat.mode.name, feat.lost
     if not lost:
-        advice = "another mode" if mode.lost_at_power_cut == "nothing" else "a cut soon after a push"
-        return _wrong(f"{mode.name} lost nothing. A power cut may take {_taken(mode)}: try {advice}.")
-    if not result.ok:
-        return _right(f"{lost} acknowledged jobs are gone, and {mode.name} had not allowed for that: you have found a "
-                      f"bug in rqlab. Please report this line: {result.replay_line}")  # fmt: skip
-    return _right(f"{lost} acknowledged jobs are gone. {mode.name} had said so: a power cut loses "
-                  f"{_taken(mode)}. Now try durable.")  # fmt: skip
+        advice = "another mode" if feat.mode.lost_at_power_cut == "nothing" else "a crash soon after a push"
+        return _wrong(f"{name} lost nothing. A crash may take {_taken(feat.mode)}: try {advice}.")
+    if not feat.is_allowed:
+        return _right(f"{lost} acknowledged jobs are gone, and {name} had not allowed for that: you have found a "
+                      f"bug in rqlab. Please report it: {feat.proof}")  # fmt: skip
+    return _right(f"{lost} acknowledged jobs are gone. {name} had said so: a crash may take {_taken(feat.mode)}. "
+                  "Now try durable.")  # fmt: skip
+
+
+def _feat(result: Answer) -> _Feat | None:
+    """The same of a simulation and of a lab's report, which is known by what it has: widgets stand beside this file."""
+    if isinstance(result, SimulationResult):
+        mode = MODES[str(result.header.arguments["durability"])]
+        return _Feat(mode, int(result.jobs.lost.sum()), result.ok, result.replay_line)
+    if hasattr(result, "acknowledged") and getattr(result, "mode", None) in MODES:
+        return _Feat(MODES[result.mode], int(result.lost), bool(result.ok), repr(result))
+    return None
 
 
 # 11: audit your queue.

@@ -3,6 +3,7 @@
 `python -m tests.test_docs` writes the tables, and what `rqlab demo --power` prints.
 """
 
+import inspect
 import os
 import re
 import shlex
@@ -19,6 +20,7 @@ from rqlab import documents
 
 ROOT = Path(__file__).parent.parent
 README, ARCHITECTURE = ROOT / "README.md", ROOT / "ARCHITECTURE.md"
+TEACHERS = ROOT / "notebooks" / "README.md"
 REFERENCE = max((ROOT / "fixtures" / "results").glob("v*.json"))
 DEADLINE_SECONDS = 90.0
 BIN = Path(sys.executable).parent
@@ -38,7 +40,20 @@ def mode_table() -> str:
     return documents.measured_promises(rqlab.Measurement.load(REFERENCE))
 
 
-TABLES = ((README, "MODES", mode_table), (ARCHITECTURE, "TRANSITIONS", transition_table))
+def exercise_table() -> str:
+    """EXERCISES as a Markdown table."""
+    rows = []
+    for name, row in rqlab.EXERCISES.items():
+        takes = ", ".join(inspect.signature(row.check).parameters)
+        rows.append(f"| {row.notebook[:2]} | `rqlab.check_{name}({takes})` | {row.asks} |")
+    return "\n".join(["| notebook | check | what it asks |", "|---|---|---|", *rows])
+
+
+TABLES = (
+    (README, "MODES", mode_table),
+    (ARCHITECTURE, "TRANSITIONS", transition_table),
+    (TEACHERS, "EXERCISES", exercise_table),
+)
 
 
 POWER_CUT = re.compile(r"(<!-- POWER: .*?-->\n```text\n)(.*?)(^```$)", re.MULTILINE | re.DOTALL)
@@ -54,7 +69,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("path", "name", "table"), TABLES, ids=["modes", "transitions"])
+@pytest.mark.parametrize(("path", "name", "table"), TABLES, ids=["modes", "transitions", "exercises"])
 def test_a_table_in_a_document_is_made_from_the_code(path: Path, name: str, table: object) -> None:
     assert callable(table)
 
@@ -64,9 +79,12 @@ def test_a_table_in_a_document_is_made_from_the_code(path: Path, name: str, tabl
     assert found[1].strip() == table(), "write it anew: python -m tests.test_docs"
 
 
-@pytest.mark.parametrize("number", range(len(blocks(README, "python"))))
-def test_every_program_in_the_readme_runs_and_prints_what_it_says(number: int, tmp_path: Path) -> None:
-    program, printed = blocks(README, "python")[number], blocks(README, "output")[number]
+PROGRAMS = [(path, number) for path in (README, TEACHERS) for number in range(len(blocks(path, "python")))]
+
+
+@pytest.mark.parametrize(("path", "number"), PROGRAMS, ids=[f"{path.relative_to(ROOT)}-{n}" for path, n in PROGRAMS])
+def test_every_program_in_the_readmes_runs_and_prints_what_it_says(path: Path, number: int, tmp_path: Path) -> None:
+    program, printed = blocks(path, "python")[number], blocks(path, "output")[number]
 
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE_SECONDS
@@ -79,7 +97,7 @@ def test_every_program_in_the_readme_runs_and_prints_what_it_says(number: int, t
 def test_every_make_command_in_the_documents_is_there() -> None:
     commands = [
         line.split("#")[0].strip()
-        for path in (README, ROOT / "CONTRIBUTING.md")
+        for path in (README, TEACHERS, ROOT / "CONTRIBUTING.md")
         for block in blocks(path, "sh")
         for line in block.splitlines()
         if line.startswith("make")

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,7 +125,9 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str, str]] = [
     ("safe_until", (HARMLESS, 1.0), "✗", "nothing was lost in this result"),
     ("mission", (STORY,), "✓", "hybrid had said so"),
     ("mission", (HARMLESS,), "✗", "try another mode"),
-    ("mission", (5,), "✗", "expected what rqlab.simulate(…) returned"),
+    ("mission", (SimpleNamespace(acknowledged=9, mode="buffered", lost=3, ok=True),), "✓", "the open batch"),
+    ("mission", (SimpleNamespace(acknowledged=9, mode="durable", lost=3, ok=False),), "✓", "found a bug"),
+    ("mission", (5,), "✗", "expected what rqlab.simulate(…) or lab.report() returned"),
 ]
 
 

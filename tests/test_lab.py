@@ -108,6 +108,17 @@ def test_the_job_of_a_killed_worker_is_recovered_and_completes(lab: Lab) -> None
     assert view["safe"]
 
 
+def test_one_can_wait_until_a_run_is_under_way(lab: Lab) -> None:
+    lab.push()
+
+    name = lab.wait_for_run(0.2, PATIENCE)
+
+    (run,) = lab.view()["attempts"]
+    assert name == run["worker"]
+    with pytest.raises(TimeoutError, match="waited 0 s"):
+        lab.wait_for_run(3600, timeout=0)
+
+
 def test_a_restart_gives_a_new_pid_also_to_one_that_lives(quick: Lab) -> None:
     until_state(quick, "w1", "idle")
     before = quick.pids

@@ -145,6 +145,14 @@ def test_the_look_at_notebooks_would_notice(planted: str) -> None:
     assert offences(notebook, QUESTIONS[FILES[0].stem])
 
 
+def test_the_notebooks_are_those_of_the_teachers_page() -> None:
+    page = (NOTEBOOKS / "README.md").read_text()
+
+    assert [path.stem for path in FILES] == list(QUESTIONS)
+    for stem, question in QUESTIONS.items():
+        assert f"| [{stem}]({stem}.ipynb) | {question} |" in page
+
+
 def test_every_notebook_sets_its_exercise() -> None:
     for path in FILES:
         called = re.findall(r"rqlab\.check_(\w+)\(", "\n".join(code(read(path))))

@@ -154,6 +154,12 @@ class Lab(Panel):
                 raise TimeoutError(f"waited {timeout:g} s; found {_said(view)}")
             Bell().wait(LOOK_SECONDS)
 
+    def wait_for_run(self, seconds: float = 0.5, timeout: float = 60.0) -> str:
+        """Wait until some run has gone on for so many seconds; the name of its worker. TimeoutError, as above."""
+        age = arguments.seconds(seconds, "seconds")
+        view = self.wait_until(lambda view: bool(_runs_older_than(age, view)), timeout)
+        return str(_runs_older_than(age, view)[0]["worker"])
+
     def settle(self, timeout: float = 60.0) -> dict[str, Any]:
         """Wait until every job is finished, and that is on the disk; the view. TimeoutError after `timeout` seconds."""
         return self.wait_until(_is_settled, timeout)
@@ -351,6 +357,10 @@ def _checked_handler(handler: Handlers | str | None) -> tuple[str | None, dict[s
     from rqlab.executors.processes import packed  # cloudpickle, for those who need it
 
     return None, packed(executors.checked(handler))
+
+
+def _runs_older_than(seconds: float, view: dict[str, Any]) -> list[dict[str, Any]]:
+    return [run for run in view["attempts"] if run["ended"] is None and view["now"] - run["started"] >= seconds]
 
 
 def _is_settled(view: dict[str, Any]) -> bool:
