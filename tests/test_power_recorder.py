@@ -3,6 +3,8 @@
 import contextlib
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -462,3 +464,47 @@ def test_each_window_opens_where_its_sentence_says(place: Path) -> None:
     assert during(pushed_at, len(recorder)) == {"checkpoint", "last close"}
     assert open_at[created_at] == open_at[filled_at] == open_at[pushed_at] == frozenset()
     assert set(hits(recorder.operations, [0])) == set(WINDOWS)
+
+
+# The end of the interpreter.
+
+LEFT_OPEN = """
+import os, sys
+from pathlib import Path
+import rqlab
+from rqlab.simulation.recorder import Recorder
+
+here = Path(sys.argv[1])
+recorder = Recorder(here, seed=1).__enter__()
+rq = rqlab.open(here / "jobs")
+rq.push("q", "job")
+{ends}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "log_is_left"),
+    [
+        ("pass", 0, False),
+        ("raise RuntimeError('a bug')", 1, False),
+        ("sys.exit(3)", 3, False),
+        ("recorder.__exit__(None, None, None)", 0, False),
+        ("os._exit(4)", 4, True),
+        ("recorder.stop()", 0, True),
+        ("recorder.stop(); recorder.__exit__(None, None, None); sys.exit(3)", 3, True),
+    ],
+    ids=["end", "exception", "sys.exit", "after the block", "os._exit", "cut", "cut, after the block"],
+)
+def test_a_store_left_open_under_the_recorder_ends_in_peace(
+    tmp_path: Path, ends: str, code: int, log_is_left: bool
+) -> None:
+    """The connection closes after Python's functions are gone; SQLite's own close it then, unless the power was cut."""
+    run = subprocess.run(
+        [sys.executable, "-c", LEFT_OPEN.format(ends=ends), str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+
+    assert run.returncode == code, run.stderr
+    assert "Error" not in run.stderr.replace("RuntimeError: a bug", "")
+    assert (tmp_path / "jobs" / "cache.db-wal").exists() is log_is_left
+    with rqlab.open(tmp_path / "jobs") as rq:
+        assert [job.name for job in rq.jobs()] == ["job"]

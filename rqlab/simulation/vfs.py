@@ -2,10 +2,12 @@
 
 Files below a recorded directory get a copy of their own method table, in which read, write, truncate, sync and close
 lead here; locks and shared memory stay native. Every other file keeps SQLite's own table. What SQLite may call is
-kept for ever: a connection that outlives its `with` block still points at it.
+kept for ever: a connection that outlives its `with` block still points at it. One that is still open as the interpreter
+ends, when a call into Python would be a segmentation fault, is given SQLite's own functions back before.
 """
 
 import _sqlite3
+import atexit
 import ctypes
 import itertools
 import logging
@@ -77,10 +79,12 @@ LAST_METHOD = {1: "xDeviceCharacteristics", 2: "xShmUnmap"}
 class _Table:
     """One of SQLite's method tables, and the copy of it that leads to a recorder."""
 
-    def __init__(self, address: int, files: dict[int, RecordedFile]) -> None:
+    def __init__(self, address: int, files: dict[int, RecordedFile], refusal: int | None) -> None:
         self._files = files
+        self._refusal = refusal  #: the address of a function that always fails
         self._copy = _copied(_Methods, address, LAST_METHOD)
-        self._close: Callable[..., int] = CLOSE(self._copy.xClose)
+        self._native_close = self._copy.xClose
+        self._close: Callable[..., int] = CLOSE(self._native_close)
         self._read = READ_OR_WRITE(self._copy.xRead)
         self._write = READ_OR_WRITE(self._copy.xWrite)
         self._truncate = TRUNCATE(self._copy.xTruncate)
@@ -93,6 +97,17 @@ class _Table:
             _lead(self._copy, "xSync", SYNC, self.sync),
         ]
         self.address = ctypes.addressof(self._copy)
+
+    def refuse(self) -> int:
+        """Make each call that reads or writes fail without Python; the address of the table.
+
+        What fails whatever it is given is SQLite's own `sqlite3_libversion_number`: its answer is never 0, which would
+        mean that it was done.
+        """
+        for field in ("xRead", "xWrite", "xTruncate", "xSync"):
+            setattr(self._copy, field, self._refusal)
+        self._copy.xClose = self._native_close
+        return self.address
 
     def close(self, file: int) -> int:
         self._files.pop(file, None)
@@ -123,6 +138,7 @@ class _Interceptor:
         self._lock = threading.Lock()
         self._default: int = library.sqlite3_vfs_find(None)
         self._vfs = _copied(_Vfs, self._default, LAST_VFS_FIELD)
+        self._natives = {field: getattr(self._vfs, field) for field in ("xOpen", "xDelete", "xRandomness")}
         self._open: Callable[..., int] = OPEN(self._vfs.xOpen)
         self._delete: Callable[..., int] = DELETE(self._vfs.xDelete)
         self._randomness: Callable[..., int] = RANDOMNESS(self._vfs.xRandomness)
@@ -135,6 +151,8 @@ class _Interceptor:
             _lead(self._vfs, "xRandomness", RANDOMNESS, self.randomness),
         ]
         self._address = ctypes.addressof(self._vfs)
+        self._refusal = ctypes.cast(library.sqlite3_libversion_number, POINTER).value
+        atexit.register(self.hand_back)
 
     def install(self, recorder: Recorder) -> None:
         with self._lock:
@@ -150,6 +168,20 @@ class _Interceptor:
                 if self._library.sqlite3_vfs_find(None) == self._address:
                     self._library.sqlite3_vfs_register(self._default, 1)
                 self._library.sqlite3_vfs_unregister(self._address)
+
+    def hand_back(self) -> None:
+        """The interpreter ends: from here on SQLite calls no Python. Where the power was cut, it stays cut."""
+        with self._lock:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))  # never freed: connections point into its structures
+            originals = {table.address: original for original, table in self._tables.items()}
+            for file, recorded in self._files.items():
+                head = _File.from_address(file)
+                original = originals[head.pMethods]
+                head.pMethods = self._tables[original].refuse() if recorded.recorder.is_stopped else original
+            for field, function in self._natives.items():
+                setattr(self._vfs, field, function)
+            self._library.sqlite3_vfs_register(self._default, 1)
+            self._library.sqlite3_vfs_unregister(self._address)
 
     # What SQLite calls.
 
@@ -167,7 +199,7 @@ class _Interceptor:
         self._files[file] = RecordedFile(recorder, name, bool(flags & OPEN_CREATE and flags & OPEN_MADE_WITH_NAMES))
         table = self._tables.get(head.pMethods)
         if table is None:
-            table = self._tables.setdefault(head.pMethods, _Table(head.pMethods, self._files))
+            table = self._tables.setdefault(head.pMethods, _Table(head.pMethods, self._files, self._refusal))
         head.pMethods = table.address
         return OK
 
