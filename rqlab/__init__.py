@@ -42,6 +42,7 @@ from rqlab.schedule import Schedule
 if (
     TYPE_CHECKING
 ):  # the laboratory is imported at first use: `import rqlab` takes 0.1 s, and an application needs no more
+    from rqlab import testing
     from rqlab.exercises import (
         EXERCISES,
         check_crashes,
@@ -179,11 +180,14 @@ __all__ = [
     "memory",
     "open",
     "simulate",
+    "testing",
     "whereabouts",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "testing":
+        return import_module("rqlab.testing")
     if name not in LABORATORY:
         raise AttributeError(f"module 'rqlab' has no attribute {name!r}")
     found: object = getattr(import_module(LABORATORY[name]), name)

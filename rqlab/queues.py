@@ -141,9 +141,9 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     Network file systems are refused (flock and SQLite's WAL do not hold there) unless `allow_network_filesystem`.
     Raises ValidationError, StoreLocked, StoreFull, StoreCorrupt, FormatTooNew or StoreError; nothing is changed then.
     """
-    timing = _timing(stall_timeout, tick_interval)
+    pace = timing(stall_timeout, tick_interval)
     directory = _checked_path(path)
-    kept = _checked_retention(retention)
+    kept = checked_retention(retention)
     mode = durability_mode(durability)
     opening = Opening(
         directory,
@@ -156,11 +156,11 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     )
     _refuse_what_is_not_used(mode, opening)
     if arguments.truth(read_only, "read_only"):
-        return Queues(ReadOnlyStore(directory), directory, mode.name, read_only=True, **timing)
+        return Queues(ReadOnlyStore(directory), directory, mode.name, read_only=True, **pace)
     store = mode.open(opening)
     queues = None
     try:
-        queues = Queues(store, directory, mode.name, keeper=mode.keeper(store, opening), **timing)
+        queues = Queues(store, directory, mode.name, keeper=mode.keeper(store, opening), **pace)
         queues._remember(kept)
     except BaseException:
         (store if queues is None else queues).close()
@@ -172,8 +172,8 @@ def memory(
     *, stall_timeout: Seconds = 30.0, tick_interval: Seconds = 1.0, retention: Retention = DEFAULT_RETENTION
 ) -> "Queues":
     """Queues in this process's memory: the same engine, nothing survives the process."""
-    kept = _checked_retention(retention)
-    queues = Queues(MemoryStore(), None, "memory", **_timing(stall_timeout, tick_interval))
+    kept = checked_retention(retention)
+    queues = Queues(MemoryStore(), None, "memory", **timing(stall_timeout, tick_interval))
     queues._remember(kept)
     return queues
 
@@ -202,7 +202,7 @@ class Queues:
         self.read_only = read_only
         self._store = store
         self._keeper = keeper
-        self._engine = Engine(store, lambda purpose, entity, counter: _random.random())
+        self._engine = Engine(store, self._draw)
         self._observers = Observers()
         self._engine.deliver = self._observers.deliver
         store.listener = self._observers.take
@@ -255,8 +255,8 @@ class Queues:
             queue, name, data, priority, delay, max_attempts, backoff, backoff_delay, max_backoff, jitter, timeout, ttl,
             unique_key, on_conflict, tags, metadata, remove_on_complete,
         )  # fmt: skip
-        now = clock.now()
-        return self._engine.push_one(push, _ids.draw(now), now)
+        now = self._now()
+        return self._engine.push_one(push, self._draw_id(now), now)
 
     def push_many(self, queue: str, items: Iterable[Mapping[str, Any]]) -> list[str]:
         """Store many jobs in one transaction, all or none; their ids, in the order of `items`.
@@ -268,8 +268,8 @@ class Queues:
         pushes = self._checked_items(queue, items)
         if not pushes:
             return []
-        now = clock.now()
-        return self._engine.push(list(zip(pushes, _ids.draw_many(now, len(pushes)), strict=True)), now)
+        now = self._now()
+        return self._engine.push(list(zip(pushes, self._draw_ids(now, len(pushes)), strict=True)), now)
 
     # Workers of one's own.
 
@@ -285,7 +285,7 @@ class Queues:
             (arguments.queue_name(queue),), arguments.whole(count, "count", 1, MAX_PULL), name, self.stall_timeout
         )
         if wait is None:
-            return self._engine.pull(request, clock.now())
+            return self._engine.pull(request, self._now())
         return self._pull_within(request, arguments.seconds(wait, "wait"))
 
     def ack(self, job: Job, result: Any = None) -> Job:
@@ -298,7 +298,7 @@ class Queues:
             raise ValidationError(f"pairs: expected a list of (job, result) pairs; got {shown(pairs)}")
         endings = [_ack(pair) for pair in pairs]
         good = [ending for ending in endings if isinstance(ending, Ending)]
-        outcomes = iter(self._engine.finish(good, None, clock.now())[0] if good else [])
+        outcomes = iter(self._engine.finish(good, None, self._now())[0] if good else [])
         return [next(outcomes) if isinstance(ending, Ending) else ending for ending in endings]
 
     def fail(self, job: Job, error: str | BaseException) -> Job:
@@ -308,7 +308,7 @@ class Queues:
         """
         if isinstance(error, BaseException):
             ending = executors.failure(error).ending(_checked_job(job))
-            return self._engine.end(ending, clock.now())
+            return self._engine.end(ending, self._now())
         if not isinstance(error, str):
             raise ValidationError(f"error: expected text or an exception; got {shown(error)}")
         return self._end(job, Event.FAIL, error=error)
@@ -318,7 +318,7 @@ class Queues:
 
         Raises LeaseLost if the job is not held any more: stop working on it, another worker may have it.
         """
-        (outcome,) = self._engine.heartbeat([_checked_job(job)], clock.now())
+        (outcome,) = self._engine.heartbeat([_checked_job(job)], self._now())
         if isinstance(outcome, RQLabError):
             raise outcome
         return outcome
@@ -327,7 +327,7 @@ class Queues:
         """Record how far the run is, 0-100, and a line for the job's log. It is no heartbeat. LeaseLost if not held."""
         if message is not None and not isinstance(message, str):
             raise ValidationError(f"message: expected text or None; got {shown(message)}")
-        return self._engine.progress(_checked_job(job), arguments.percent(percent), message, clock.now())
+        return self._engine.progress(_checked_job(job), arguments.percent(percent), message, self._now())
 
     def release(self, job: Job) -> Job:
         """Give the job back: waiting again, no attempt charged. LeaseLost if it is not held."""
@@ -392,7 +392,7 @@ class Queues:
         Where writes become safe later, also `unsafe_writes`: what a crash would lose now, and `unsafe_seconds`: how
         long the oldest of them has been at risk.
         """
-        return copy.deepcopy(self._metrics.refresh(clock.now()))  # parts of it serve the next reading too
+        return copy.deepcopy(self._metrics.refresh(self._now()))  # parts of it serve the next reading too
 
     def prometheus(self) -> PrometheusCollector:
         """A collector for `prometheus_client.REGISTRY.register`; its readings are those of the newest tick."""
@@ -412,18 +412,18 @@ class Queues:
 
     def cancel(self, job_id: str) -> Job:
         """Cancel a job that is not finished; a run in flight loses its lease at once. JobNotFound, InvalidState."""
-        return self._engine.cancel(_checked_id(job_id, "cancel"), clock.now())
+        return self._engine.cancel(_checked_id(job_id, "cancel"), self._now())
 
     def requeue(self, job_id: str) -> Job:
         """Put a dead-lettered or cancelled job back in the line with all its attempts.
 
         JobNotFound, InvalidState; DuplicateKey if another job holds its unique key by now.
         """
-        return self._engine.requeue(_checked_id(job_id, "requeue"), clock.now())
+        return self._engine.requeue(_checked_id(job_id, "requeue"), self._now())
 
     def requeue_all(self, queue: str) -> int:
         """Requeue the queue's dead-lettered jobs, but those whose unique key another job holds; how many."""
-        return self._engine.requeue_all(arguments.queue_name(queue), clock.now())
+        return self._engine.requeue_all(arguments.queue_name(queue), self._now())
 
     def purge(self, queue: str, state: str = "dlq") -> int:
         """Remove the queue's jobs in one finished state: dlq, completed or cancelled; how many."""
@@ -431,7 +431,7 @@ class Queues:
         chosen = arguments.choice(state, "state", State)
         if chosen not in FINISHED:
             raise ValidationError(f"state: expected 'dlq', 'completed' or 'cancelled' to purge; got {shown(state)}")
-        return self._engine.purge(arguments.queue_name(queue), chosen, None, clock.now())
+        return self._engine.purge(arguments.queue_name(queue), chosen, None, self._now())
 
     def pause(self, queue: str) -> None:
         """Stop pulls from the queue, here and in every process, until `resume`; pushes go on. Stored."""
@@ -475,7 +475,7 @@ class Queues:
             queue=push.job.queue,
             job_name=push.job.name,
             options=msgspec.Raw(msgspec.json.encode(push)),
-            now=clock.now(),
+            now=self._now(),
             cron=cron,
             every=every,
             timezone=timezone,
@@ -557,7 +557,7 @@ class Queues:
         """
         self._refuse_if_read_only()
         handlers = executors.checked(handler)
-        names = _queue_names(queues)
+        names = queue_names(queues)
         left = None if limit is None else arguments.whole(limit, "limit", 0)
         bell = Bell()
         executor: Executor
@@ -572,7 +572,7 @@ class Queues:
             while again_at is not None:
                 if not worker.in_flight() and not self._goes_on(worker, names):
                     worker.stop()
-                now = clock.now()
+                now = self._now()
                 again_at = worker.step(now)
                 if worker.refusal is not None:
                     raise worker.refusal
@@ -592,7 +592,7 @@ class Queues:
         self._refuse_if_closed()  # a duty's error is logged, not raised
         self._refuse_if_inside(self._ticking)
         with self._ticking:
-            self._ticker.step(clock.now())
+            self._ticker.step(self._now())
 
     # The directory.
 
@@ -650,6 +650,20 @@ class Queues:
             return None
         where = "in memory" if self.path is None else str(self.path)
         return html.queues(where, self.durability + (", read only" if self.read_only else ""), numbers, paused)
+
+    # What it has from outside, time and chance: `rqlab.testing` brings its own.
+
+    def _now(self) -> int:
+        return clock.now()
+
+    def _draw_id(self, now: int) -> str:
+        return _ids.draw(now)
+
+    def _draw_ids(self, now: int, count: int) -> list[str]:
+        return _ids.draw_many(now, count)
+
+    def _draw(self, purpose: str, entity: str, counter: int) -> float:
+        return _random.random()
 
     # Below: checks, and the making of parts.
 
@@ -730,14 +744,14 @@ class Queues:
             raise ValidationError(f"{where}{error}") from None
 
     def _end(self, job: Job, event: Event, result: msgspec.Raw = NULL, error: str = "") -> Job:
-        return self._engine.end(Ending(_checked_job(job), event, result, error), clock.now())
+        return self._engine.end(Ending(_checked_job(job), event, result, error), self._now())
 
     def _pull_within(self, request: Pull, wait: float) -> list[Job]:
         bell = Bell()
         until = clock.monotonic() + wait
         self._observers.add_bell(bell)
         try:
-            while not (jobs := self._engine.pull(request, clock.now())):
+            while not (jobs := self._engine.pull(request, self._now())):
                 left = until - clock.monotonic()
                 if left <= 0:
                     return []
@@ -747,12 +761,12 @@ class Queues:
             self._observers.remove_bell(bell)
 
     def _change_schedule(self, name: str, attempted: str, change: Callable[[Schedule, int], Schedule]) -> None:
-        now = clock.now()
+        now = self._now()
         checked = arguments.text(name, "schedule name", 256)
         self._engine.change_schedule(checked, attempted, lambda stored: change(stored, now))
 
     def _make_scheduled(self, stored: Schedule, tick: int, now: int) -> tuple[Push, str]:
-        return msgspec.json.decode(stored.options, type=Push), _ids.draw(now)
+        return msgspec.json.decode(stored.options, type=Push), self._draw_id(now)
 
     def _worker(
         self, queues: object, handler: object, concurrency: object, isolation: object, shutdown: Any, grace: object
@@ -760,7 +774,7 @@ class Queues:
         self._refuse_if_read_only()
         self._refuse_if_closed()  # a worker takes the store's own error for one that passes, and would wait for ever
         handlers = executors.checked(handler)
-        names = _queue_names(queues)
+        names = queue_names(queues)
         slots = arguments.whole(concurrency, "concurrency", 1, MAX_CONCURRENCY)
         isolated = arguments.one_of(isolation, "isolation", "thread", "process")
         is_async = executors.is_async(handlers)
@@ -787,7 +801,7 @@ class Queues:
 
     def _new_worker(self, executor: Executor, names: tuple[str, ...]) -> Worker:
         return Worker(
-            self._engine, executor, names, stall_timeout=self.stall_timeout, name=_worker_name(), clock=clock.now
+            self._engine, executor, names, stall_timeout=self.stall_timeout, name=_worker_name(), clock=self._now
         )
 
     @contextmanager
@@ -797,14 +811,14 @@ class Queues:
             yield
         except BaseException:
             worker.release()
-            worker.step(clock.now())
+            worker.step(self._now())
             raise
         finally:
             self._supervisor.remove(worker)
             executor.close()
 
     def _goes_on(self, worker: Worker, names: tuple[str, ...]) -> bool:
-        return worker.pulls_left != 0 and self._engine.has_due(names, clock.now())
+        return worker.pulls_left != 0 and self._engine.has_due(names, self._now())
 
     def _housekeeper(self) -> Housekeeper:
         return Housekeeper(
@@ -891,14 +905,14 @@ class _Timing(TypedDict):
     tick_interval: float
 
 
-def _timing(stall_timeout: object, tick_interval: object) -> _Timing:
+def timing(stall_timeout: object, tick_interval: object) -> _Timing:
     return {
         "stall_timeout": arguments.seconds(stall_timeout, "stall_timeout", at_least=MIN_STALL_TIMEOUT),
         "tick_interval": arguments.seconds(tick_interval, "tick_interval", above=0),
     }
 
 
-def _checked_retention(retention: object) -> Retention:
+def checked_retention(retention: object) -> Retention:
     if not isinstance(retention, Retention):
         raise ValidationError(
             f"retention: expected rqlab.Retention(completed=…, cancelled=…, dlq=…); got {shown(retention)}"
@@ -914,7 +928,7 @@ def _checked_retention(retention: object) -> Retention:
     )
 
 
-def _queue_names(queues: object) -> tuple[str, ...]:
+def queue_names(queues: object) -> tuple[str, ...]:
     names = (queues,) if isinstance(queues, str) else queues
     if not isinstance(names, Iterable) or not (checked := tuple(dict.fromkeys(map(arguments.queue_name, names)))):
         raise ValidationError(f"queues: expected the name of a queue, or a list of names; got {shown(queues)}")

@@ -51,3 +51,11 @@ def test_the_wheel_has_the_command_line_and_the_types(installed: Path) -> None:
     )
     assert (installed / "rqlab" / "py.typed").exists()
     assert not (installed / "tests").exists()
+
+
+def test_the_wheel_brings_the_pytest_plugin(installed: Path) -> None:
+    (installed / "test_application.py").write_text(
+        "def test(rq):\n    rq.push('q', 'job')\n    rq.assert_pushed('q')\n"
+    )
+
+    assert "1 passed" in run(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_application.py")
