@@ -25,6 +25,10 @@ from rqlab.widgets.shell import INSTALL
 LOOPBACK = "127.0.0.1"
 PORT = 8866  # Voila's own
 IDLE_SECONDS = 300  # after which the kernel of a page that was closed without a word is ended
+#: Voila refuses its own page's word that a tab was closed, for want of a token, and kernel and workers stay: Voila 0.5
+#: with jupyter_server 2 (2024-04, https://github.com/voila-dashboards/voila/issues/1458; tests/browser/test_page.py).
+#: The word names the kernel by an id that no other page knows.
+TAB_CLOSES = "--Voila.tornado_settings=disable_check_xsrf=True"
 
 
 def lab(
@@ -97,6 +101,7 @@ def _command(server: str, path: Path, ip: str, port: int, browser: bool) -> list
     if server == "voila":
         command += [
             "--show_tracebacks=True",
+            TAB_CLOSES,
             "--MappingKernelManager.cull_interval=60",
             f"--MappingKernelManager.cull_idle_timeout={IDLE_SECONDS}",
         ]

@@ -68,7 +68,7 @@ def browse(chromium: Browser, request: pytest.FixtureRequest) -> Iterator[Browse
     contexts = request.node.stash.setdefault(CONTEXTS, [])
     found: list[str] = []
 
-    def open_page(scheme: str = "light", width: int = 1100, height: int = 900, errors: bool = True) -> Page:
+    def open_page(scheme: str = "light", width: int = 1100, height: int = 1500, errors: bool = True) -> Page:
         context = chromium.new_context(color_scheme=scheme, viewport={"width": width, "height": height})  # type: ignore[arg-type]
         context.set_default_timeout(WAIT_MILLISECONDS)
         if errors:

@@ -17,14 +17,11 @@ from pathlib import Path
 
 import psutil
 
+from rqlab.widgets.page import TAB_CLOSES
+
 DEADLINE_SECONDS = 60.0  # for a server to listen, and to end: about 2 on a quiet machine
 LOG_LINES = 60  # of a server's log, where a test fails
 PORTS = (10_000, 32_000)  # below those that the kernel gives to outgoing connections: none is taken between two calls
-
-#: Voila refuses its own page's word that a tab was closed, for want of a token, and its kernel and workers stay: so
-#: Voila 0.5 with jupyter_server 2 (2024-04, https://github.com/voila-dashboards/voila/issues/1458). `notebooks.leave`
-#: shows whether it still does. The word names a kernel by an id that no other page knows.
-VOILA_SETTINGS = {"Voila": {"tornado_settings": {"disable_check_xsrf": True}}}
 
 LAB_SETTINGS = {
     "page_config.json": {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}},  # its news
@@ -60,14 +57,15 @@ class Server:
     token: str
     folder: Path  #: what it serves
     log: Path
+    own: frozenset[psutil.Process] = frozenset()  #: its processes before anybody opened a page
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     def processes(self) -> list[psutil.Process]:
-        """What it started, and what that started: kernels and their workers."""
-        return [each for each in started_below(self.folder.parent) if each.pid != self.process.pid]
+        """What it started for its pages, and what that started: kernels and their workers."""
+        return [each for each in started_below(self.folder.parent) if each not in self.own]
 
     def newest_log(self) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-LOG_LINES:])
@@ -76,16 +74,25 @@ class Server:
 @contextmanager
 def voila(home: Path) -> Iterator[Server]:
     """Voila on every notebook in `home`/served: `/voila/render/NAME.ipynb`."""
-    (home / "config").mkdir()
-    (home / "config" / "voila.json").write_text(json.dumps(VOILA_SETTINGS))
 
     def options(port: int, token: str, served: Path) -> list[str]:
         return [
             "--Voila.ip=127.0.0.1", f"--Voila.port={port}", "--Voila.port_retries=0", "--no-browser",
-            "--show_tracebacks=True", str(served),
+            "--show_tracebacks=True", TAB_CLOSES, str(served),
         ]  # fmt: skip
 
     with _served("voila.app", options, home) as server:
+        yield server
+
+
+@contextmanager
+def lab_page(home: Path, *arguments: str) -> Iterator[Server]:
+    """The command `rqlab lab` with these arguments, as `make voila` calls it."""
+
+    def options(port: int, token: str, served: Path) -> list[str]:
+        return ["lab", "--no-browser", "--port", str(port), *arguments]
+
+    with _served("rqlab.cli", options, home) as server:
         yield server
 
 
@@ -122,6 +129,7 @@ def _served(module: str, options: Options, home: Path) -> Iterator[Server]:
     server = Server(process, port, token, served, log)
     try:
         _wait_until_it_listens(server)
+        server.own = frozenset(started_below(home))
         yield server
     finally:
         _end(server)
@@ -200,7 +208,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = DEADLINE_SECONDS)
 
 def _end(server: Server) -> None:
     """SIGTERM, as a person's Ctrl-C would: kernels are shut down. What is still there then is killed, and told."""
-    started = server.processes()
+    started = [each for each in started_below(server.folder.parent) if each.pid != server.process.pid]
     server.process.terminate()
     try:
         server.process.wait(DEADLINE_SECONDS)
