@@ -745,8 +745,10 @@ def _due_at(job: Job) -> int:
 
 
 def _promote(tx: Transaction, queue: str, now: int, limit: int, damaged: Collection[str]) -> int:
+    if limit <= 0 or not tx.counters(queue).get(DELAYED):
+        return 0
     later = shelf(queue, DELAYED)
-    jobs = scan_sound(tx, later, until(later, now), limit, damaged) if limit > 0 else []
+    jobs = scan_sound(tx, later, until(later, now), limit, damaged)
     for job in jobs:
         _change(tx, Event.PROMOTE, job, lifecycle.promote(job, now), now)
     return len(jobs)

@@ -300,7 +300,7 @@ class DiskStore(Reads):
         for (queue, name), amount in staged.tallies.items():
             counters = totals.get(queue)
             if counters is None:
-                counters = totals[queue] = dict(self._raw.counters(queue))
+                counters = totals[queue] = dict(staged.counters_before(queue))
             counters[name] = counters.get(name, 0) + amount
         return totals
 

@@ -218,8 +218,14 @@ def delete(keys: int) -> str:
     return f"DELETE FROM Cache WHERE raw = 1 AND key IN ({', '.join('?' * keys)})"
 
 
-def chunks(items: list[T]) -> Iterator[list[T]]:
+def chunks(items: list[T]) -> Iterable[list[T]]:
     """All items in few sizes, so that SQLite's statements are prepared once."""
+    if len(items) < CHUNKS[-1]:
+        return (items,) if items else ()
+    return _in_chunks(items)
+
+
+def _in_chunks(items: list[T]) -> Iterator[list[T]]:
     start = 0
     for size in CHUNKS:
         while len(items) - start >= size:

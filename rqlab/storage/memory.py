@@ -90,7 +90,7 @@ class MemoryStore:
         return self._read(self._transaction.entries, start, end, limit)
 
     def counters(self, queue: str) -> Mapping[str, int]:
-        return self._read(self._transaction.counters, queue)
+        return dict(self._read(self._transaction.counters, queue))
 
     def count(self, start: str, end: str) -> int:
         return self._read(self._transaction.count, start, end)
@@ -232,7 +232,7 @@ class MemoryTransaction:
         return [(key, store._entries[key][0]) for key in keys]
 
     def counters(self, queue: str) -> Mapping[str, int]:
-        return dict(self._store._counters.get(queue, {}))
+        return self._store._counters.get(queue, {})
 
     def count(self, start: str, end: str) -> int:
         line = self._line(start)

@@ -17,7 +17,7 @@ EXPIRING = "expiring/"  # keys of the side entries that stand on the expiring sh
 class Staged:
     """The Transaction of both stores: an overlay of changes on `base`."""
 
-    __slots__ = ("base", "changes", "entry_changes", "fresh", "jobs", "tallies")
+    __slots__ = ("_counted", "base", "changes", "entry_changes", "fresh", "jobs", "tallies")
 
     def __init__(self, base: Reader) -> None:
         self.base = base
@@ -26,6 +26,7 @@ class Staged:
         self.entry_changes: dict[str, tuple[bytes, str | None] | None] = {}
         self.tallies: dict[tuple[str, str], int] = {}
         self.changes: list[Any] = []
+        self._counted: dict[str, Mapping[str, int]] = {}
 
     # What can be asked.
 
@@ -64,11 +65,20 @@ class Staged:
         raise AssertionError("a transaction lists side entries before it changes any")
 
     def counters(self, queue: str) -> Mapping[str, int]:
-        counters = dict(self.base.counters(queue))
+        if not self.tallies:
+            return self.counters_before(queue)
+        counters = dict(self.counters_before(queue))
         for (tallied, name), amount in self.tallies.items():
             if tallied == queue:
                 counters[name] = counters.get(name, 0) + amount
         return counters
+
+    def counters_before(self, queue: str) -> Mapping[str, int]:
+        """The queue's counters without the tallies of this transaction; read once."""
+        found = self._counted.get(queue)
+        if found is None:
+            found = self._counted[queue] = self.base.counters(queue)
+        return found
 
     # What can be changed.
 

@@ -14,7 +14,7 @@ from rqlab.errors import Reentered, StoreBusy, StoreError
 from rqlab.storage import Transaction
 from rqlab.storage.cache import FOREIGN_WRITER_SECONDS
 from rqlab.storage.entries import DATABASE, Condition, Raw, Reads, check_format, complaints, condition, in_our_words
-from rqlab.storage.locks import Lock
+from rqlab.storage.locks import Lock, file_error
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -52,7 +52,11 @@ class ReadOnlyStore(Reads):
         self._raw = Raw()
         self._log = self.path / f"{DATABASE}-wal"
         refuse_what_a_fork_inherited(self.path)
-        if not (self.path / DATABASE).is_file():
+        try:
+            is_there = (self.path / DATABASE).is_file()
+        except OSError as error:  # a directory that may not be entered
+            raise file_error(f"cannot read {self.path}", error) from error
+        if not is_there:
             raise StoreError(f"cannot read {self.path}: expected a directory that rqlab has made; found none")
         self._write_lock = Lock(self.path / "write.lock", busy_timeout, only_look=True)
         _views.add(self)
