@@ -298,17 +298,16 @@ def _unheard(view: dict[str, Any]) -> int:
 
 
 def test_durable_cannot_be_beaten() -> None:
-    with rqlab.lab(workers=1, **QUICK) as lab:
-        for _ in range(10):  # a producer and a worker each time: twenty kills
-            until(
-                lab, lambda view: state_of(view, "producer") == "running" and state_of(view, "w1") in ("idle", "active")
-            )
-            lab.push_and_kill(40)
+    names = ("producer", "w1", "w2", "w3")
+    with rqlab.lab(workers=3, **QUICK) as lab:
+        for _ in range(5):  # four processes each time: twenty kills
+            until(lab, lambda view: all(state_of(view, name) in ("running", "idle", "active") for name in names))
+            lab.push_and_kill(80)
             until_state(lab, "producer", "killed")
             lab.kill_all()
             until(lab, lambda view: {row["state"] for row in view["workers"]} == {"killed"})
-            lab.restart("producer")
-            lab.restart("w1")
+            for name in names:
+                lab.restart(name)
         lab.settle(PATIENCE)
         view = until(lab, lambda view: view["crashes"] == 20)
 
@@ -333,6 +332,25 @@ def test_a_mode_is_changed_by_stopping_and_opening_anew() -> None:
     assert gone(before, PATIENCE)
     assert view["lost"] == 5  # those of memory, at its clean end: its row says all
     assert view["counts"]["completed"] == 20
+
+
+def test_what_is_asked_of_a_producer_that_is_on_its_way_waits_for_it() -> None:
+    with rqlab.lab(**QUICK) as lab:
+        lab.kill("producer")
+        lab.restart("producer")
+        lab.push(3)
+        assert lab.settle(PATIENCE)["counts"]["completed"] == 3
+
+        lab.change_mode("hybrid")
+        lab.pause()
+        lab.push(4)
+        view = until(lab, lambda view: view["counts"]["waiting"] == 4 and bool(view["paused"]))
+        lab.change_mode("memory")
+        lab.resume()
+        lab.push(5)
+        view = lab.settle(PATIENCE)
+
+    assert (view["mode"], view["counts"]["completed"], view["unanswered"]) == ("memory", 5, 0)
 
 
 # Ends.

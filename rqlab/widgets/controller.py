@@ -97,6 +97,8 @@ class Controller:
         self._faults: deque[Happened] = deque(maxlen=MOST_EVENTS)
         self._processes: dict[str, Handle] = {}
         self._records: dict[str, Job] = {}  #: what a queue in memory says it has
+        self._restarting: list[str] = []  #: processes that are to be started again, once for each time
+        self._put_off = 0  #: actions that wait for a producer
         self._kill_at = 0  #: the number of the job after whose push the producer is killed; 0: none
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._is_closed = False
@@ -113,24 +115,22 @@ class Controller:
     # What buttons call.
 
     def push(self, count: int = 1) -> None:
-        """Have the producer push so many jobs, one by one. RQLabError if it is not running, or the lab is full."""
-        with self._lock:
-            self._ask(arguments.whole(count, "count", 1, MOST_JOBS))
+        """Have the producer push so many jobs, one by one. RQLabError if it is dead, or the lab is full."""
+        arguments.whole(count, "count", 1, MOST_JOBS)
+        self._by_producer(lambda: self._ask(count))
 
     def push_and_kill(self, count: int = 300) -> None:
         """Have the producer push so many jobs, and kill -9 it when half of them have been acknowledged."""
-        with self._lock:
-            first = len(self._ledger.asked)
-            self._ask(arguments.whole(count, "count", 2, MOST_JOBS))
-            self._kill_at = first + count // 2
+        arguments.whole(count, "count", 2, MOST_JOBS)
+        self._by_producer(lambda: self._ask(count, kill_after=count // 2))
 
     def pause(self) -> None:
         """Stop pulls; pushes go on."""
-        self._pause(True)
+        self._by_producer(lambda: self._pause(True))
 
     def resume(self) -> None:
         """End a pause."""
-        self._pause(False)
+        self._by_producer(lambda: self._pause(False))
 
     def kill(self, name: str) -> None:
         """kill -9 this process. A worker of a mode with one owner is a thread: kill the owner."""
@@ -167,6 +167,7 @@ class Controller:
             process = self._named(name, "restart")
             if process.is_live():
                 self.kill(name)
+            self._restarting.append(name)
             self._errands.put(lambda: self._restart(process))
 
     def change_mode(self, mode: str) -> None:
@@ -219,9 +220,10 @@ class Controller:
             return self._ledger.books()
 
     def unanswered(self) -> int:
-        """Pushes that a live producer was told to make and has not answered."""
+        """Pushes that a live producer was told to make and has not answered; what waits for one counts as one."""
         with self._lock:
-            return sum(len(process.asked) for process in self._processes.values() if process.is_live())
+            asked = sum(len(process.asked) for process in self._processes.values() if process.is_live())
+            return asked + self._put_off
 
     def events(self, newest: int = MOST_EVENTS) -> list[Happened]:
         """The newest events, the oldest of them first."""
@@ -288,7 +290,22 @@ class Controller:
             self._records = {}
         process.listen()
 
-    def _ask(self, count: int) -> None:
+    def _by_producer(self, action: Callable[[], None]) -> None:
+        """Do what needs a producer, at once; or, if one is on its way, when it is there."""
+        with self._lock:
+            if not self.is_changing and not {"producer", "owner"} & {*self._restarting}:
+                action()
+                return
+            self._refuse_if_closed("use")
+            self._put_off += 1
+            self._errands.put(lambda: self._do_put_off(action))
+
+    def _do_put_off(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            self._put_off -= 1
+            action()
+
+    def _ask(self, count: int, kill_after: int = 0) -> None:
         producer = self._producer("push")
         asked = len(self._ledger.asked)
         if asked + count > MOST_JOBS:
@@ -299,6 +316,8 @@ class Controller:
         self._ledger.asked.update(numbers)
         producer.asked.update(numbers)
         producer.order(Order(push=[self._asked(number) for number in numbers]))
+        if kill_after:
+            self._kill_at = asked + kill_after
 
     def _asked(self, number: int) -> Ask:
         demo = self.settings.is_demo
@@ -314,11 +333,10 @@ class Controller:
         )
 
     def _pause(self, on: bool) -> None:
-        with self._lock:
-            producer = self._producer("pause" if on else "resume")
-            self.is_paused = on
-            self._note_event("pause" if on else "resume", "")
-            producer.order(Order(pause=on))
+        producer = self._producer("pause" if on else "resume")
+        self.is_paused = on
+        self._note_event("pause" if on else "resume", "")
+        producer.order(Order(pause=on))
 
     def _producer(self, attempted: str) -> Handle:
         return self._live("producer" if "producer" in self._processes else "owner", attempted)
@@ -420,9 +438,11 @@ class Controller:
                 self.problem = f"{type(error).__name__}: {error}"
 
     def _restart(self, process: Handle) -> None:
-        if not process.has_ended(STOP_SECONDS):
-            raise TimeoutError(f"{process.role.name} (pid {process.pid}) has not ended, though kill -9 was sent")
+        ended = process.has_ended(STOP_SECONDS)
         with self._lock:
+            self._restarting.remove(process.role.name)
+            if not ended:
+                raise TimeoutError(f"{process.role.name} (pid {process.pid}) has not ended, though kill -9 was sent")
             if self._processes.get(process.role.name) is process and not self._is_closed:
                 self._start(self._role(process.role.name, process.role.kind))
 

@@ -106,31 +106,33 @@ def _lease(row: View) -> str:
 
 def mission(view: View) -> str:
     """What there is to try, and how far it has come."""
-    mode, lost = view["mode"], view["lost"]
-    row = f"{mode} at kill -9: {view['promise'].replace('`', '')}"
-    if lost and view["safe"]:
-        allowed = "all" if math.isinf(view["allowed"]) else f"at most {view['allowed']:,.0f} writes"
-        done = (
-            f"<b>✓ Done: {times(lost, 'job')} of {view['acknowledged']:,} acknowledged {_are(lost)} gone</b>, after "
-            f"{times(view['crashes'], 'crash')}; the modes' rows allow {allowed}. Now try durable."
-        )
-    elif lost:
-        done = f"<b>✗ {times(lost, 'job')} lost, and safety is broken: that is a bug of rqlab. Please report it.</b>"
-    else:
-        tried = f"{times(view['crashes'], 'crash')} so far" if view["crashes"] else "no crash so far"
-        hope = (
-            "durable cannot be beaten: try, then take another mode."
-            if mode == "durable"
-            else "It can be done: push, and kill -9 the owner before what it holds is on the disk."
-        )
-        done = f"{view['acknowledged']:,} acknowledged, 0 lost; {tried}. {hope}"
+    row = f"{view['mode']} at kill -9: {view['promise'].replace('`', '')}"
     risk = f" At risk now: {times(view['at_risk'], 'job')}." if view["at_risk"] else ""
     undone = f" Undone, too: {times(view['undone'], 'completion')}; such a job runs again." if view["undone"] else ""
     return _framed(
-        f"<div><b>Mission: make the queue lose an acknowledged job.</b> {done}{risk}{undone}</div>"
+        f"<div><b>Mission: make the queue lose an acknowledged job.</b> {_so_far(view)}{risk}{undone}</div>"
         f'<div style="color:{QUIET}">{text(row, 200)}. A power cut is out of reach here: kill -9 leaves what was '
         "written in the system's cache. rqlab.explorer() and rqlab.simulate cut the power.</div>"
     )
+
+
+def _so_far(view: View) -> str:
+    """How far the mission has come."""
+    lost, crashes = view["lost"], times(view["crashes"], "crash")
+    if lost and not view["safe"]:
+        return f"<b>✗ {times(lost, 'job')} lost, and safety is broken: that is a bug of rqlab. Please report it.</b>"
+    if lost:
+        allowed = "all" if math.isinf(view["allowed"]) else f"at most {view['allowed']:,.0f} writes"
+        are = "is" if lost == 1 else "are"
+        return (
+            f"<b>✓ Done: {times(lost, 'job')} of {view['acknowledged']:,} acknowledged {are} gone</b>, after "
+            f"{crashes}; the modes' rows allow {allowed}. Now try durable."
+        )
+    hope = "It can be done: push, and kill -9 the owner before what it holds is on the disk."
+    if view["mode"] == "durable":
+        hope = "durable cannot be beaten: try, then take another mode."
+    tried = f"{crashes} so far" if view["crashes"] else "no crash so far"
+    return f"{view['acknowledged']:,} acknowledged, 0 lost; {tried}. {hope}"
 
 
 def hint(view: View) -> str:
@@ -199,7 +201,3 @@ def render(view: View, *, failed: bool = False, job: str = "") -> dict[str, str]
 
 def _framed(body: str) -> str:
     return f'<div style="{FRAME}">{body}</div>'
-
-
-def _are(count: int) -> str:
-    return "is" if count == 1 else "are"

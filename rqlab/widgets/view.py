@@ -21,7 +21,8 @@ from rqlab.storage.view import ReadOnlyStore
 from rqlab.widgets import safety
 from rqlab.widgets.controller import MOST_JOBS, Controller, Happened
 from rqlab.widgets.handle import Status
-from rqlab.widgets.safety import Evidence
+from rqlab.widgets.ledger import Books
+from rqlab.widgets.safety import Evidence, Verdict
 from rqlab.widgets.workload import QUEUE
 
 NEWEST_EVENTS = 200  # that a view carries
@@ -89,7 +90,15 @@ class Viewer:
         self._is_closed = False
 
     def view(self) -> dict[str, Any]:
-        """The lab as it is now; after `close`, as it was then."""
+        """The lab as it is now; after `close`, as it was then. A dict of
+
+        - mode, promise (what its row may lose at kill -9), changing (to which mode, or ""), seed, now, paused, problem;
+        - safe, broken_by (the first thing seen against it: at, says), checks (id, sentence, holds, says);
+        - acknowledged, unanswered (pushes), lost and at_risk (jobs), undone (completions), allowed (writes), crashes;
+        - counts (jobs by state), workers (name, kind, pid, state, says, job, lease_left),
+          jobs, attempts, events (the newest), faults: the tables that `rqlab.charts.timeline` draws,
+          and silent (jobs whose holder is dead or frozen).
+        """
         with self._looking:
             if not self._is_closed:
                 return self._view()
@@ -136,42 +145,51 @@ class Viewer:
         records = [self._as_before(job) for job in seen.records]
         evidence = Evidence(records, seen.counts, books, mode, lab.settings.opening, lab.lab, lab.forgiven_ms)
         verdict = self._judge.judge(evidence)
-        at = self._seconds(now)
-        for finding in verdict.findings:
-            if finding.holds is False and self.first is None:
-                self.first = {"at": at, "says": f"{finding.id}: {finding.says[0]}"}
         self._told = {job.id: self._tell(job) for job in records}
-        jobs = [(job_id, told.row) for job_id, told in self._told.items()]
-        for job_id in verdict.loss.jobs:
-            said = books.acknowledged[job_id]
-            jobs.append((job_id, _lost(f"job {said.number}", self._seconds(said.at))))
         labels = {job_id: told.row["id"] for job_id, told in self._told.items()}
         return {
             "mode": mode,
             "promise": MODES[mode].lost_at_kill,
             "changing": lab.is_changing,
             "seed": lab.settings.seed,
-            "now": at,
-            "safe": False if self.first is not None else verdict.safe,
-            "broken_by": self.first,
-            "checks": [finding._asdict() for finding in verdict.findings],
+            "now": self._seconds(now),
             "acknowledged": len(books.acknowledged),
             "unanswered": unanswered,
+            "paused": seen.paused,
+            "problem": lab.problem,
+            "counts": {str(state): getattr(seen.counts, state) for state in LISTED},
+            "workers": self._workers(statuses, records, labels, now),
+            "jobs": self._jobs(books, verdict),
+            "silent": _silent(statuses, records, labels),
+            "attempts": [line for told in self._told.values() for line in told.attempts],
+            "events": [self._event(each, labels) for each in lab.events(NEWEST_EVENTS)],
+            "faults": [self._fault(each) for each in lab.faults(NEWEST_FAULTS)],
+            **self._safety(verdict, self._seconds(now)),
+        }
+
+    def _safety(self, verdict: Verdict, at: float) -> dict[str, Any]:
+        """What the light says, and what was lost."""
+        for finding in verdict.findings:
+            if finding.holds is False and self.first is None:
+                self.first = {"at": at, "says": f"{finding.id}: {finding.says[0]}"}
+        return {
+            "safe": self.first is None,
+            "broken_by": self.first,
+            "checks": [finding._asdict() for finding in verdict.findings],
             "lost": len(verdict.loss.jobs),
             "undone": verdict.loss.undone,
             "at_risk": verdict.loss.at_risk,
             "allowed": verdict.loss.allowed,
             "crashes": verdict.loss.crashes,
-            "paused": seen.paused,
-            "problem": lab.problem,
-            "counts": {str(state): getattr(seen.counts, state) for state in LISTED},
-            "workers": self._workers(statuses, records, labels, now),
-            "jobs": [row for _, row in sorted(jobs, key=_id)],  # ids rise with every push
-            "silent": _silent(statuses, records, labels),
-            "attempts": [line for told in self._told.values() for line in told.attempts],
-            "events": [self._event(each, labels) for each in lab.events(NEWEST_EVENTS)],
-            "faults": [self._fault(each) for each in lab.faults(NEWEST_FAULTS)],
         }
+
+    def _jobs(self, books: Books, verdict: Verdict) -> list[dict[str, Any]]:
+        """A row a job, those that were lost too, in push order: ids rise with every push."""
+        rows = {job_id: told.row for job_id, told in self._told.items()}
+        for job_id in verdict.loss.jobs:
+            said = books.acknowledged[job_id]
+            rows[job_id] = _lost(f"job {said.number}", self._seconds(said.at))
+        return [row for _, row in sorted(rows.items())]
 
     def _as_before(self, job: Job) -> Job:
         """The very object of the last view, if nothing has changed in it: what was found in it then still holds."""
@@ -339,10 +357,6 @@ def _lost(label: str, pushed: float) -> dict[str, Any]:
         "id": label, "queue": QUEUE, "state": "", "attempt": 0, "deliveries": 0, "pushed": pushed, "finished": None,
         "lost": True, "error": None,
     }  # fmt: skip
-
-
-def _id(pair: tuple[str, dict[str, Any]]) -> str:
-    return pair[0]
 
 
 def _silent(statuses: Sequence[Status], records: Sequence[Job], labels: dict[str, str]) -> list[str]:
