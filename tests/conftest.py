@@ -95,3 +95,13 @@ def quick_path() -> Iterator[Path]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What broke a promise once is tried first."""
     items.sort(key=lambda item: item.path.name != "test_bugs.py")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Which share of the seeds notices each planted bug: a number that falls tells of worlds that try less."""
+    passed = terminalreporter.stats.get("passed", [])
+    shares = [said for report in passed for name, said in report.user_properties if name == "noticed"]
+    if shares:
+        terminalreporter.section("planted bugs")
+        for said in sorted(shares):
+            terminalreporter.line(said)

@@ -1,14 +1,18 @@
 """Bugs to plant in the production code, each a change to one seam of it and nothing of the simulation."""
 
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rqlab import backoff, lifecycle
 from rqlab.engine import Engine
-from rqlab.errors import StoreCorrupt
+from rqlab.errors import StoreCorrupt, StoreError, StoreFull
+from rqlab.job import State
 from rqlab.lifecycle import Event
-from rqlab.storage import disk, memory
+from rqlab.storage import disk, entries, memory
+from rqlab.storage.buffered import BufferedStore
 from rqlab.storage.hybrid import HybridStore
 
 #: What `simulate` is told, so that a plant is noticed.
@@ -158,3 +162,137 @@ def last_come_first_served(patch: Patch) -> None:
         return scan(self, start, end, limit, **options)
 
     patch.setattr(memory.MemoryTransaction, "scan", backwards)
+
+
+def a_stray_error(patch: Patch) -> None:
+    """A key that is held raises an error that is none of ours."""
+
+    def take_key(tx: Any, job: Any, return_holder: bool, beside: Any = ()) -> None:
+        key = f"unique/{job.queue}/{job.unique_key}"
+        if tx.entry(key) is not None:
+            raise KeyError(key)
+        tx.put_entry(key, job.id.encode())
+
+    patch.setattr("rqlab.engine._take_key", take_key)
+
+
+def unique_keys_unchecked(patch: Patch) -> None:
+    """A key goes to whoever asks last."""
+
+    def take_key(tx: Any, job: Any, return_holder: bool, beside: Any = ()) -> None:
+        tx.put_entry(f"unique/{job.queue}/{job.unique_key}", job.id.encode())
+
+    patch.setattr("rqlab.engine._take_key", take_key)
+
+
+def released_as_done(patch: Patch) -> None:
+    """A worker that stops completes what it holds."""
+    release = lifecycle.release
+
+    def done(job: Any, now: int) -> Any:
+        return lifecycle.replace(release(job, now), state=State.COMPLETED, finished_at=now)
+
+    patch.setattr(lifecycle, "release", done)
+
+
+def deaf_to_retries(patch: Patch) -> None:
+    """The fence looks at the wrong number: a run after a failure is never heard."""
+    fence = lifecycle.fence
+
+    def deaf(stored: Any, held: Any) -> Any:
+        if stored is not None and stored.attempt:
+            raise lifecycle.LeaseLost("it has another attempt")
+        return fence(stored, held)
+
+    patch.setattr(lifecycle, "fence", deaf)
+
+
+def a_lost_update(patch: Patch) -> None:
+    """What a failed run changed is counted and not stored."""
+    put = memory.MemoryTransaction.put
+
+    def forgetful(self: Any, job: Any, replacing: Any = None) -> None:
+        if job.state is State.DELAYED and job.attempt > 1:
+            memory.count_in(self, job, replacing)
+        else:
+            put(self, job, replacing)
+
+    patch.setattr(memory.MemoryTransaction, "put", forgetful)
+
+
+def no_transaction(patch: Patch) -> None:
+    """Each row is a commit of its own, and one that fails does not keep the others from being stored."""
+
+    def run(self: Any, batch: Any) -> None:
+        gone, rows = self._run_works(batch)
+        for statement, given in (
+            *((entries.delete(1), [key]) for key in gone),
+            *((entries.upsert(1), tuple(row)) for row in rows),
+        ):
+            try:
+                self._connection.execute(statement, given)
+            except sqlite3.Error as error:
+                batch.error = entries.in_our_words(error, self.path)
+        self._store_counters(batch.counters)
+        if batch.error is None:
+            batch.committed.append(None)
+
+    patch.setattr(disk.DiskStore, "_run", run)
+
+
+def rollback_dropped(patch: Patch) -> None:
+    """A commit that failed has left nothing in the transaction, and nothing is put back into it."""
+
+    def put_back(self: Any) -> None:
+        self._is_whole = True
+
+    patch.setattr(BufferedStore, "_put_back", put_back)
+
+
+def _after_a_crash(patch: Patch, do: Any) -> None:
+    """Do something whenever a store opens a directory whose last process has left its log behind."""
+    init = disk.DiskStore.__init__
+
+    def opened(self: Any, path: Any, **options: Any) -> None:
+        was_left = (Path(path) / "cache.db-wal").exists()
+        init(self, path, **options)
+        if was_left:
+            self.write(do)
+
+    patch.setattr(disk.DiskStore, "__init__", opened)
+
+
+def recovery_invents_a_job(patch: Patch) -> None:
+    """A job is there twice after a crash."""
+
+    def copy(tx: Any) -> None:
+        for job in tx.scan("ready/", "ready/~", 1):
+            tx.put_new([lifecycle.replace(job, id=job.id[:-4] + "beef")])
+
+    _after_a_crash(patch, copy)
+
+
+def recovery_completes_what_was_held(patch: Patch) -> None:
+    """Who held a job at a crash is taken to have done it."""
+
+    def complete(tx: Any) -> None:
+        for job in tx.scan("leased/", "leased/~", 1):
+            tx.put(lifecycle.replace(job, state=State.COMPLETED, lease_until=None, finished_at=job.updated_at), job)
+
+    _after_a_crash(patch, complete)
+
+
+def refuses_for_ever(patch: Patch) -> None:
+    """A store that failed once does not try again."""
+    write = disk.DiskStore.write
+
+    def sulking(self: Any, work: Any) -> Any:
+        if getattr(self, "has_failed", False):
+            raise StoreFull("it was full before")
+        try:
+            return write(self, work)
+        except StoreError:
+            self.has_failed = True
+            raise
+
+    patch.setattr(disk.DiskStore, "write", sulking)

@@ -84,7 +84,7 @@ class Recovery(NamedTuple):
     how: str  #: "kill", or a row of CRASH_KINDS
     taken_back: Sequence[Commit] | None  #: commits that are gone; None: what was found is no prefix of them
     allowed: float  #: how many may be gone
-    held: Sequence[Job]  #: the records that were active
+    held: Sequence[Job]  #: the records that were active at the crash, and that no call was about to change
 
 
 class End(NamedTuple):
@@ -376,7 +376,7 @@ def _leases(ledger: Ledger, recovery: Recovery) -> str | None:
         return None
     for job in recovery.held:
         there = recovery.found.jobs.get(job.id)
-        if there is not None and there.state in FINISHED:
+        if there is not None and there.state in FINISHED and there.deliveries >= job.deliveries:  # not an older record
             return f"job {job.id} was held at the crash, and is {there.state} after it"
     return None
 

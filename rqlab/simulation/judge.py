@@ -196,17 +196,20 @@ class Judge:
             self.not_opened(error)
             return
         before = dict(ledger.jobs)
+        in_flight = {job.id for effects in ledger.unknown for _, job, _ in effects.changes}
         taken_back = self._taken_back(found)
         ledger.unknown.clear()
         lost_jobs = 0
         if taken_back:
             ledger.lost_writes += len(taken_back)
             lost_jobs = self._lose(taken_back, before, cause)
-        held = [job for job in ledger.jobs.values() if job.state is State.ACTIVE]
+        held = [job for job in before.values() if job.state is State.ACTIVE and job.id not in in_flight]
         mode, opening = MODES[self.settings.durability], self.settings.opening
         allowed = min(self._at_risk, mode.most_lost(opening))
         allowed += self._last_transactions * max(mode.most_lost(opening), 1)
         self._at_risk = self._last_transactions = 0
+        if taken_back and len(taken_back) <= allowed:
+            ledger.forget_completions(ledger.completed)
         self._ask(Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held))
         windows = sorted(self.machine.windows) if how in CRASH_KINDS else []
         self.losses.append((how, len(taken_back or ()), lost_jobs, windows))
@@ -247,6 +250,7 @@ class Judge:
         assert taken is commit, "the newest commit is taken back"
         self.ledger.pushed -= sum(event is Event.PUSH for event, _, _ in commit.changes)
         self.ledger.removed -= sum(left(event, job) is None for event, job, _ in commit.changes)
+        self.ledger.forget_completions(job.id for _, job, _ in commit.changes)
         self.ledger.count_again()
 
     def _lose(self, taken_back: Sequence[Commit], before: Mapping[str, Job], cause: int) -> int:

@@ -5,6 +5,7 @@ so can say after a crash which commits are gone; the checks ask it for what it k
 """
 
 from collections import Counter, deque
+from collections.abc import Iterable
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -173,7 +174,12 @@ class Ledger:
         for job in self.jobs.values():
             if job.state is WAITING:
                 heappush(self._waiting.setdefault(job.queue, []), (-job.priority, job.id))
-        self.completed = {key: at for key, at in self.completed.items() if self._is_completed(key)}
+
+    def forget_completions(self, job_ids: Iterable[str]) -> None:
+        """These may have been taken back: those that were need not stay completed."""
+        for job_id in list(job_ids):
+            if not self._is_completed(job_id):
+                self.completed.pop(job_id, None)
 
     def _is_completed(self, job_id: str) -> bool:
         job = self.jobs.get(job_id)
