@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Of torture's exploration, in each mode; make torture SEEDS=0-499 takes a minute of it.
 SEEDS := 10000
 
-.PHONY: demo lab voila test torture check strip bench peers fixtures results clean
+.PHONY: demo lab voila test torture check strip bench peers fixtures results pictures clean
 
 demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 	$(BIN)/rqlab demo
@@ -51,6 +51,10 @@ fixtures: $(VENV)/.tests  ## a new fixtures/queues/vN, when the format number ha
 
 results: $(VENV)/.tests  ## the reference measurement, some minutes on a quiet machine
 	$(BIN)/python -m fixtures results
+
+pictures: $(VENV)/.tests  ## the README's pictures, when their look has changed; the panel's needs chromium
+	$(BIN)/python -m fixtures pictures
+	$(BIN)/python -m tests.test_docs
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build *.egg-info

@@ -1,6 +1,6 @@
-"""The documents are true: every block is run, every table is made from the code.
+"""The documents are true: every block is run, every table and picture is made from the code.
 
-`python -m tests.test_docs` writes the tables, and what `rqlab demo --power` prints.
+`python -m tests.test_docs` writes the tables, the markup of pictures, and what `rqlab demo --power` prints.
 """
 
 import inspect
@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
 import rqlab
+from fixtures import pictures
 from rqlab import documents
 
 ROOT = Path(__file__).parent.parent
@@ -49,10 +51,20 @@ def exercise_table() -> str:
     return "\n".join(["| notebook | check | what it asks |", "|---|---|---|", *rows])
 
 
+@cache
+def alt_texts() -> dict[str, str]:
+    return pictures.alts()
+
+
+def picture(name: str) -> str:
+    return pictures.markup(name, alt_texts()[name])
+
+
 TABLES = (
     (README, "MODES", mode_table),
     (ARCHITECTURE, "TRANSITIONS", transition_table),
     (TEACHERS, "EXERCISES", exercise_table),
+    *((README, name.upper(), partial(picture, name)) for name in pictures.NAMES),
 )
 
 
@@ -69,7 +81,7 @@ def blocks(path: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("path", "name", "table"), TABLES, ids=["modes", "transitions", "exercises"])
+@pytest.mark.parametrize(("path", "name", "table"), TABLES, ids=["modes", "transitions", "exercises", *pictures.NAMES])
 def test_a_table_in_a_document_is_made_from_the_code(path: Path, name: str, table: object) -> None:
     assert callable(table)
 
@@ -168,6 +180,23 @@ def test_links_in_the_documents_lead_somewhere() -> None:
     for path in (README, ARCHITECTURE, ROOT / "CONTRIBUTING.md"):
         for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
             assert target.startswith("https://") or (ROOT / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_readmes_pictures_are_drawn_as_they_stand_there(tmp_path: Path) -> None:
+    """Their words, and their size; bytes differ with fonts. The panel is photographed where there is a chromium."""
+    from PIL import Image
+
+    missing = pictures.main(tmp_path)
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+
+    assert drawn == {f"{name}-{each}.png" for name in pictures.NAMES for each in ("light", "dark")} or (
+        missing and "no chromium" in missing[0] and not os.environ.get("CI")
+    )
+    for name in drawn:
+        with Image.open(tmp_path / name) as new, Image.open(pictures.FOLDER / name) as old:
+            slack = 40 if name.startswith("lab") else 8  # pixels: a line of another font is a little higher
+            assert all(abs(a - b) <= slack for a, b in zip(new.size, old.size, strict=True)), name
+            assert new.info["Description"] == old.info["Description"] == alt_texts()[name.split("-")[0]], name
 
 
 def test_files_named_in_the_architecture_exist() -> None:

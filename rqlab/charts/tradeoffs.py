@@ -1,4 +1,4 @@
-"""Throughput against loss window: what each durability mode costs, and what it loses at a power cut.
+"""Throughput against loss window: what each durability mode costs, and what it loses at a crash.
 
 Nothing lost and everything lost have no place on a logarithmic axis, so each has a band of its own beyond a broken
 edge.
@@ -101,7 +101,7 @@ class Tradeoff(NamedTuple):
             for p in (*self.points, *self.unplaced)
         )
         callers = f"{self.callers} caller{'s' if self.callers != 1 else ''}"
-        return f"Throughput against loss window at a power cut, {callers}: {each or 'no measurement'}. {self.spread()}."
+        return f"Throughput against loss window at a crash, {callers}: {each or 'no measurement'}. {self.spread()}."
 
     def spread(self) -> str:
         """What a mark and its bars are."""
@@ -215,7 +215,7 @@ def draw(ax: "Axes", drawn: Tradeoff, look: Theme) -> None:
         look,
         "What a durability mode costs, and what it loses",
         f"{callers}. {drawn.spread()}.",
-        "loss window at a power cut: age of the oldest acknowledged write that was lost (log)",
+        "loss window at a crash: age of the oldest acknowledged write that was lost (log)",
         f"{WORDS[drawn.throughput]} (log)",
     )
     if drawn.unplaced:

@@ -64,7 +64,7 @@ def tradeoff(drawn: Tradeoff) -> str:
         first, second = words.split()
         x = across(drawn.place(loss))
         parts.append(f'<text x="{x:.1f}" y="{floor + 15}">{first}<tspan x="{x:.1f}" dy="12">{second}</tspan></text>')
-    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}">loss window at a power cut (log)</text></g>')
+    parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 8}">loss window at a crash (log)</text></g>')
     parts.append(f'<g fill="{QUIET}" text-anchor="end">')
     parts += [f'<text x="{LEFT - 5}" y="{up(rate) + 4:.1f}">{count(rate)}</text>' for rate in drawn.rates()]
     callers = f"{drawn.callers} caller{'s' if drawn.callers != 1 else ''}"
