@@ -29,7 +29,7 @@ def converted(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["00_first_queue.ipynb", "02_retries_and_backoff.ipynb", "03_what_does_durable_mean.ipynb"]
+    "name", ["01_kill_a_worker.ipynb", "03_what_does_durable_mean.ipynb", "06_scrub_a_crash.ipynb"]
 )
 def test_a_converted_notebook_reads_well_without_a_kernel(
     name: str, page: Page, keep: Keep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

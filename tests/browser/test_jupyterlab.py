@@ -1,4 +1,7 @@
-"""JupyterLab as people use it: open a notebook, run all of it, kill a worker by its button, run the cell again."""
+"""JupyterLab as people use it: run a notebook, run a cell again, kill a worker by its button. In the dark."""
+
+import shutil
+from pathlib import Path
 
 from playwright.sync_api import expect
 
@@ -6,24 +9,30 @@ from browser import looks, notebooks
 from browser.conftest import Browse, Keep
 from browser.servers import Server
 
-CELL = "import rqlab\nlab = rqlab.lab(workers=1, seconds=3, failure_rate=0, seed=7)\nlab"
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+NAME = "01_kill_a_worker.ipynb"
 
 
-def test_a_notebook_runs_and_its_panel_kills_a_worker_in_the_dark(
-    jupyterlab: Server, browse: Browse, keep: Keep
-) -> None:
-    notebooks.write(jupyterlab, "lab.ipynb", CELL)
+def test_a_notebook_runs_and_its_panel_kills_a_worker(jupyterlab: Server, browse: Browse, keep: Keep) -> None:
+    shutil.copy(NOTEBOOKS / NAME, jupyterlab.folder)
     page = browse("dark", width=1500)
 
-    with notebooks.in_jupyterlab(jupyterlab, page, "lab.ipynb"):
+    with notebooks.in_jupyterlab(jupyterlab, page, NAME):
         notebooks.run_all(page)
-        expect(page.locator(".rq-worker-w1")).to_contain_text("idle")
+        keep(page, "notebook 01 in JupyterLab")
+        assert page.locator("[data-mime-type$='err']:visible, [data-mime-type$='error']:visible").count() == 0
+
+        page.locator(".jp-CodeCell", has_text="rqlab.lab(").locator(".cm-content").click()
+        page.keyboard.press("Control+Enter")
+        worker = page.locator(".rq-worker-w1")
+        expect(worker).to_contain_text("idle")
+        page.get_by_role("button", name="freeze w2", exact=True).click()
         page.get_by_role("button", name="push 1", exact=True).click()
-        expect(page.locator(".rq-worker-w1")).to_contain_text("active")
+        expect(worker).to_contain_text("active")
         page.get_by_role("button", name="kill -9 w1", exact=True).click()
-        expect(page.locator(".rq-worker-w1")).to_contain_text("killed")
+        expect(worker).to_contain_text("killed")
         page.get_by_role("button", name="restart w1", exact=True).click()
         expect(page.locator(".rq-states")).to_contain_text("completed 1")
         expect(page.locator(".rq-header")).to_contain_text("SAFETY HOLDS ✓")
-        keep(page, "lab in JupyterLab in the dark")
-        assert looks.faint(page, ".rq-lab") == []
+        keep(page, "lab in JupyterLab")
+        assert looks.faint(page, ".rq-lab, .jp-OutputArea-output") == []
