@@ -647,6 +647,7 @@ def test_the_panel_is_text_where_widgets_cannot_be_shown(quick: Lab) -> None:
     )
 
     assert data["text/plain"].startswith("<rqlab.Lab durable in ")
+    assert data["text/html"].startswith("<p>A live panel stood here: <code>rqlab.lab</code> in durable, with ")
     assert "application/vnd.jupyter.widget-view+json" in data
 
 

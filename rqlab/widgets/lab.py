@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rqlab import arguments, clock, executors
+from rqlab.charts.histories import times
 from rqlab.clock import Bell
 from rqlab.durability import MODES, Opening
 from rqlab.errors import ValidationError
@@ -253,6 +254,14 @@ class Lab(Panel):
 
     def _choose_job(self, job: str) -> None:
         self._only_job = job
+
+    def _as_html(self) -> str:
+        """What a page without a kernel shows where the panel was."""
+        workers = times(self._controller.settings.workers, "worker")
+        return (
+            f"<p>A live panel stood here: <code>rqlab.lab</code> in {self.mode}, with {workers} and buttons "
+            "to kill them by. It needs a kernel; <code>lab.report()</code> is what can be kept.</p>"
+        )
 
     def _draw(self, shell: Shell) -> None:
         lab = self._controller

@@ -49,6 +49,7 @@ def test_a_converted_notebook_reads_well_without_a_kernel(
     assert pictures.evaluate_all("all => all.filter(each => !(each.complete && each.naturalWidth)).length") == 0
     assert looks.faint(page, ".jp-OutputArea-output") == []
     assert page.locator("script[type*='widget-state']").count() == 0
+    assert "rqlab-lab-" not in words, "a directory of the machine that ran it"
 
 
 def is_there(output: Locator) -> bool:
