@@ -66,7 +66,7 @@ def shown(panel: Explorer, name: str) -> str:
 
 def test_every_kind_of_event_has_a_caption_and_no_caption_is_of_a_kind_that_is_none() -> None:
     assert CAPTIONS.keys() == set(map(str, EVENT_KINDS))
-    assert {"write", "sync", "create", "delete", "truncate"} == DISK_CAPTIONS.keys()
+    assert {"write", "sync", "create", "delete", "truncate", "refused"} == DISK_CAPTIONS.keys()
 
 
 @pytest.mark.parametrize("kind", sorted(CAPTIONS))
@@ -98,7 +98,7 @@ def test_captions_say_what_happened(durable: SimulationResult) -> None:
 
     assert captions.at(beat.n) == "worker-1's heartbeat moved job 2's lease to 5.33 s."
     assert captions.at(kill.n).startswith("kill -9 took worker-3's process in the middle of a write")
-    assert "19 unsynced sectors 14 survived, 4 are lost, 1 are torn" in captions.at(
+    assert "25 sectors had not been synced (20 survived, 4 lost, 1 torn)" in captions.at(
         cut.n, durable.trace.at_event(cut.n)
     )
 

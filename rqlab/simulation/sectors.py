@@ -34,7 +34,7 @@ class DiskStep(NamedTuple):
 
     at: float  #: seconds
     event: int  #: the event that comes next
-    kind: str  #: a row of Kind
+    kind: str  #: a row of Kind, or "refused"
     file: str
     size: int  #: bytes: written, made safe, or left by a truncate
     disk: int  #: a power cut leaves another one
@@ -62,6 +62,7 @@ class Trace:
         self._looks = [Look(0, 0, 0, 0, 0), *looks]
         self._disks = disks
         self._instants = [round(each.at * 1000) for each in happenings]
+        self._look_before_cuts()
         self._crashes = [each.n for each in happenings if each.kind in CRASHES]
         room: dict[str, int] = {}
         for disk in disks:
@@ -104,6 +105,15 @@ class Trace:
             begun = before.operations if before.disk == after.disk else 0
             if after.operations > begun:
                 yield from self._disks[after.disk].steps(begun, after)
+
+    def _look_before_cuts(self) -> None:
+        """Add a look at the end of each disk: its last operations may be those of a step that the cut ended."""
+        cuts = [each for each in self._happenings if each.kind == "power cut" and each.detail.get("fault")]
+        for number, (disk, cut) in enumerate(zip(self._disks, cuts, strict=False)):  # the last disk may go on
+            here = bisect_right(self._looks, cut.n, key=lambda look: look.events)
+            before = self._looks[here - 1]
+            in_memory = before.in_memory if before.disk == number else 0
+            self._looks.insert(here, Look(cut.n, number, len(disk), in_memory, round(cut.at * 1000)))
 
     def _before(self, event: int, seen: int) -> Look:
         """The last of so many looks, and what crashes have left of it before an event."""
@@ -167,16 +177,16 @@ class DiskLog:
         before: DiskStep | None = None
         for at in range(begun + 1, until.operations + 1):
             operation = self._operations[at - 1]
-            if operation.refused or operation.kind is Kind.OPEN:
+            if operation.kind is Kind.OPEN:
                 continue
-            size = self._lengths[at - 1]
+            kind, size = "refused" if operation.refused else str(operation.kind), self._lengths[at - 1]
             if operation.kind is Kind.SYNC:
                 size = self._files[operation.name].unsynced(at - 1) if operation.name in self._files else 0
+                if not size and not operation.refused:
+                    continue  # there was nothing to make safe
             elif operation.kind is Kind.TRUNCATE:
                 size = operation.offset
-            step = DiskStep(
-                until.at / 1000, until.events, str(operation.kind), _short(operation.name), size, self._number, at
-            )
+            step = DiskStep(until.at / 1000, until.events, kind, _short(operation.name), size, self._number, at)
             if before is not None and (before.kind, before.file) == (step.kind, step.file) == ("write", step.file):
                 before = step._replace(size=before.size + size)
                 continue
@@ -194,13 +204,14 @@ class DiskLog:
         """What a cut left, beside what had been asked for, and what was safe."""
         platter = Platter(recording)
         asked = platter.cut(cut._replace(kind="sigkill")).files
-        safe = platter.cut(cut._replace(kind="lost")).files
+        safe = platter.cut(cut._replace(kind="lost", names="journalled")).files  # what was synced, whatever its name
         left = platter.cut(cut).files
         found = {}
         for name in {**asked, **left}:
             note = "" if name in left else "its name is gone" if name in asked else ""
             note = note if name in asked else "it had been deleted, and is back"
-            runs = _compared(asked.get(name, b""), safe.get(name, b""), left.get(name, b""))
+            unsynced = self._files[name].cached(len(recording.operations)) if name in self._files else set()
+            runs = _compared(asked.get(name, b""), safe.get(name, b""), left.get(name, b""), unsynced)
             found[_short(name)] = Strip(_short(name), "", len(left.get(name, b"")), runs, 1, note)
         return _listed(found)
 
@@ -249,33 +260,34 @@ class _File:
 
     def runs(self, operations: int) -> tuple[Sectors, ...]:
         """Its sectors, by whether they are synced."""
-        cached = self._cached(operations)
+        cached = self.cached(operations)
         size = self.after(operations).size or 0
         return _runs("cached" if sector in cached else "durable" for sector in range(_sectors(size)))
 
     def unsynced(self, operations: int) -> int:
         """Bytes of sectors that the next sync makes safe."""
-        return len(self._cached(operations)) * SECTOR
+        return len(self.cached(operations)) * SECTOR
 
     def _done(self, operations: int) -> int:
         return bisect_right(self._entries, operations, key=lambda entry: entry.at)
 
-    def _cached(self, operations: int) -> set[int]:
+    def cached(self, operations: int) -> set[int]:
+        """Its sectors that were written and not synced since."""
         entry, cached = self.after(operations), set[int]()
         for write in self._entries[entry.since : self._done(operations)]:
             cached.update(range(write.start // SECTOR, _sectors(min(write.end, entry.size or 0))))
         return cached
 
 
-def _compared(asked: bytes, safe: bytes, left: bytes) -> tuple[Sectors, ...]:
+def _compared(asked: bytes, safe: bytes, left: bytes, unsynced: set[int]) -> tuple[Sectors, ...]:
     """Sector by sector: what is there now, beside what it should have become and what it had safely been."""
 
     def where(sector: int) -> str:
         here = slice(sector * SECTOR, (sector + 1) * SECTOR)
         now, wanted, before = left[here], asked[here], safe[here]
         if now == wanted:
-            return "durable" if now == before else "kept"
-        if now == before:
+            return "durable" if now == before and sector not in unsynced else "kept"
+        if now == before or not now:
             return "lost" if wanted else "durable"  # only a truncate was lost: old bytes are still there
         return "torn"
 

@@ -76,11 +76,12 @@ CAPTIONS: dict[str, str] = {
 
 #: The same for what the disk does between two events.
 DISK_CAPTIONS: dict[str, str] = {
-    "write": "SQLite wrote {size} to {file}: so far they are in the page cache only.",
+    "write": "SQLite wrote {size} to {file}: so far that is in the page cache only.",
     "sync": "fsync of {file}: {size} went from the page cache to the platter.",
     "create": "SQLite made {file}; its name is safe after the next fsync.",
     "delete": "SQLite deleted {file}.",
     "truncate": "SQLite cut {file} to {size}.",
+    "refused": "The disk refused what SQLite wanted to do to {file}: nothing changed there.",
 }
 
 STANDS = {
@@ -148,8 +149,8 @@ class Captions:
 
 LEFT = {
     "kept": "survived",
-    "lost": "are lost",
-    "torn": "are torn",
+    "lost": "lost",
+    "torn": "torn",
 }  #: what became of sectors that no fsync had made safe
 AFTER = {"kill": "kill", "exit": "clean exit"}
 
@@ -208,5 +209,7 @@ def _crash_words(view: PlatterView) -> dict[str, str]:
     counts = view.counts()
     parts = [f"{counts[where]:,} {did}" for where, did in LEFT.items() if where in counts]
     unsynced = sum(counts.get(where, 0) for where in LEFT)
-    platter = f"of {times(unsynced, 'unsynced sector')} {', '.join(parts)}" if parts else "every sector was synced"
+    platter = (
+        f"{times(unsynced, 'sector')} had not been synced ({', '.join(parts)})" if parts else "every sector was synced"
+    )
     return {"platter": platter, "memory": memory}
