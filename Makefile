@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Of torture's exploration, in each mode; make torture SEEDS=0-499 takes a minute of it.
 SEEDS := 10000
 
-.PHONY: demo lab voila test torture check strip bench peers fixtures results pictures clean
+.PHONY: demo lab voila test torture check strip bench peers fixtures histories results pictures clean
 
 demo: $(VENV)/.runs  ## the crash-recovery walkthrough
 	$(BIN)/rqlab demo
@@ -48,6 +48,9 @@ peers: $(VENV)/.tests  ## other queues beside ours, and what each loses: rewrite
 
 fixtures: $(VENV)/.tests  ## a new fixtures/queues/vN, when the format number has risen
 	$(BIN)/python -m fixtures
+
+histories: $(VENV)/.tests  ## the kept histories anew: make histories WHY="in a sentence"
+	$(BIN)/python -m fixtures histories "$(WHY)"
 
 results: $(VENV)/.tests  ## the reference measurement, some minutes on a quiet machine
 	$(BIN)/python -m fixtures results

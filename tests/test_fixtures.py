@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 import rqlab
+from fixtures import stories
 from rqlab.engine import LISTED
 from rqlab.storage.place import LAST, shelf
 
@@ -85,3 +86,23 @@ def test_an_old_measurement_loads_and_plots(path: Path, tmp_path: Path) -> None:
     assert set(measurement.frame["callers"]) == {1, 10, 100}
     assert rqlab.Measurement.load(tmp_path / "again.json") == measurement
     assert (tmp_path / "tradeoff.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", stories.STORIES)
+def test_a_kept_history_is_told_again_event_by_event(name: str) -> None:
+    """Or the change is explained: python -m fixtures histories "why", which writes histories/CHANGES.md."""
+    then = rqlab.SimulationResult.from_jsonl(stories.HISTORIES / f"{name}.jsonl")
+
+    now = stories.told(name)
+
+    assert now.ok, now.summary()
+    assert now.hash == then.hash, stories.difference(then, now)
+    assert now.plan == then.plan
+    assert eval(then.replay_line, {"rqlab": rqlab}).hash == then.hash
+
+
+def test_the_newest_reason_is_that_of_the_histories_that_are_kept() -> None:
+    newest = next(line for line in stories.CHANGES.read_text().splitlines() if line.startswith("- "))
+
+    assert newest.startswith(f"- `{stories.name_of(stories.kept())}` ")
+    assert set(stories.kept()) == set(stories.STORIES)
