@@ -10,6 +10,7 @@ import pytest
 import rqlab
 from fixtures import stories
 from rqlab.engine import LISTED
+from rqlab.measurement.result import FORMAT as RESULT_FORMAT
 from rqlab.storage.place import LAST, shelf
 
 QUEUES = Path(__file__).parent.parent / "fixtures" / "queues"
@@ -72,7 +73,7 @@ def test_an_old_directory_works_on(version: str, directory: Path) -> None:
 
 
 def test_there_is_a_reference_measurement_of_the_format_that_is_written() -> None:
-    assert (RESULTS / f"v{rqlab.measurement.result.FORMAT}.json").exists()
+    assert (RESULTS / f"v{RESULT_FORMAT}.json").exists()
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
