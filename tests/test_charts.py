@@ -1,5 +1,6 @@
 """Pictures say what their frames say: the marks are judged without pixels, the texts by where they stand."""
 
+import html
 import subprocess
 import sys
 from itertools import combinations, pairwise
@@ -163,6 +164,7 @@ def test_a_chart_is_saved_and_shown_with_its_alt_text(tmp_path: Path) -> None:
     assert "durable" in (tmp_path / "tradeoff.svg").read_text()
     assert shown["image/png"].startswith(b"\x89PNG")
     assert about["image/png"]["alt"] == chart.alt
+    assert f'alt="{chart.alt}"' in html.unescape(shown["text/html"])
 
 
 def test_a_chart_can_be_drawn_on_axes_of_ones_own() -> None:

@@ -4,6 +4,8 @@ matplotlib is imported when the first picture is drawn, and only through its obj
 own, and drawing with it from a click handler or a thread spoils them for good.
 """
 
+import base64
+import html
 import io
 import os
 from functools import cache, lru_cache
@@ -48,8 +50,14 @@ class Chart:
         return image.getvalue()
 
     def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The PNG with its alt text: a page made of a notebook (nbconvert) takes it from here."""
-        return {"image/png": self._repr_png_(), "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
+        """The PNG, for readers that cannot see it with its alt text.
+
+        JupyterLab and nbconvert's pages show a bare PNG without one, and prefer HTML; PDFs want the bare PNG.
+        """
+        picture = self._repr_png_()
+        source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+        shown = f'<img alt="{html.escape(self.alt)}" style="max-width:100%" src="{source}">'
+        return {"image/png": picture, "text/html": shown, "text/plain": self.alt}, {"image/png": {"alt": self.alt}}
 
     def __repr__(self) -> str:
         return self.alt

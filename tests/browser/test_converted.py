@@ -47,6 +47,7 @@ def test_a_converted_notebook_reads_well_without_a_kernel(
     assert [each for each in outputs.all() if not is_there(each)] == []
     pictures = page.locator(".jp-OutputArea-output img")
     assert pictures.evaluate_all("all => all.filter(each => !(each.complete && each.naturalWidth)).length") == 0
+    assert page.locator("img[alt^='No description']").count() == 0, "nbconvert found no alt text"
     assert looks.faint(page, ".jp-OutputArea-output") == []
     assert page.locator("script[type*='widget-state']").count() == 0
     assert "rqlab-lab-" not in words, "a directory of the machine that ran it"
