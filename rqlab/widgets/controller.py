@@ -275,6 +275,7 @@ class Controller:
             workers=self.settings.workers,
             stall_timeout=self.settings.stall_timeout,
             tick_interval=self.settings.tick_interval,
+            home=str(self.home),
             paused=None if kind == "worker" else self.is_paused,
             settings={setting: getattr(self.settings.opening, setting) for setting in own},
         )

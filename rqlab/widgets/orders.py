@@ -21,6 +21,7 @@ class Role(msgspec.Struct, frozen=True, kw_only=True):
     stall_timeout: float  #: seconds
     tick_interval: float  #: seconds
     paused: bool | None = None  #: whether the queue is to be; None leaves it as it is
+    home: str  #: the lab's temporary directory: whoever outlives the lab clears it away
     settings: dict[str, Any] = {}  #: of the mode
 
 

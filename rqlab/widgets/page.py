@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,12 +114,16 @@ def _served(command: list[str]) -> int:
     path = os.pathsep.join(filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")]))  # of the user's handlers
     environment = {**os.environ, "PYTHONPATH": path}
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, env=environment)
-    before = {
-        number: signal.signal(number, lambda *_: process.terminate()) for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    told = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        told.set()
+        process.terminate()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    return 0 if code in (0, -signal.SIGTERM) else code
+    return 0 if told.is_set() else code  # Voila, told to end as it begins, says 1

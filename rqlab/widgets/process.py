@@ -5,6 +5,7 @@ What handlers print goes to standard error. A worker here is what `rqlab worker`
 """
 
 import os
+import shutil
 import sys
 import threading
 from queue import SimpleQueue
@@ -147,7 +148,8 @@ class LabProcess:
                 self._to_do.put(None)
             else:
                 self._to_do.put(order)
-        os._exit(1)  # the lab is gone, and nobody wants a clean end
+        shutil.rmtree(self.role.home, ignore_errors=True)  # the lab is gone; it is a temporary directory of its own
+        os._exit(1)  # nobody wants a clean end
 
 
 def main() -> None:
