@@ -61,10 +61,12 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
     assert alive == []
 
 
-def test_no_worker_outlives_a_killed_kernel(kernel: Kernel) -> None:
+def test_no_worker_outlives_a_killed_kernel_not_even_a_frozen_one(kernel: Kernel) -> None:
     kernel.run(LAB)
     workers = kernel.workers()
     assert len(workers) == 3, "a producer and two workers"
+    kernel.run("lab.freeze('w1')")  # what is frozen cannot notice that its parent is gone
+    assert servers.wait_until(lambda: psutil.STATUS_STOPPED in [each.status() for each in workers])
 
     kernel.manager.signal_kernel(signal.SIGKILL)
 
