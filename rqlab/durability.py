@@ -72,6 +72,11 @@ class Keeper:
         seconds = max(now - since, 0) / 1000 if writes and since is not None else 0.0
         return {"unsafe_writes": writes, "unsafe_seconds": seconds}
 
+    @property
+    def is_storing(self) -> bool:
+        """Whether the next step stores what an earlier one took."""
+        return self._taken_at is not None
+
     def _store(self, taken_at: int) -> None:
         self.store.store_taken()
         self._taken_at = None

@@ -58,6 +58,14 @@ class Failure(NamedTuple):
     error: BaseException  #: what the handler raised, with its traceback
 
 
+class Effect(NamedTuple):
+    """What a handler said that it did to the world outside, by `ctx.effect`."""
+
+    job_id: str
+    what: str
+    delivery: int
+
+
 @contextmanager
 def queues(
     *,
@@ -104,6 +112,7 @@ class VirtualQueues(Queues):
         self._driven: list[Worker] = []  #: those that run something now: it may let time pass
         self._pushed: list[Job] = []
         self.failures: list[Failure] = []  #: every run that raised, oldest first; a run that crashed raised nothing
+        self.effects: list[Effect] = []  #: of all runs, oldest first: what is there twice was done twice
         super().__init__(MemoryStore(), None, "memory", stall_timeout=stall_timeout, tick_interval=tick_interval)
         self._remember(checked_retention(retention))
         self.on_change(self._note)
@@ -414,6 +423,7 @@ class VirtualWorker:
         finally:
             rq._driven.remove(worker)
             rq.failures += executor.failures
+            rq.effects += executor.effects
         if raises and executor.failures:
             raise executor.failures[0].error
         return worker.outcomes + Counter(crashed=executor.crashes)
@@ -440,8 +450,10 @@ class _VirtualExecutor(InlineExecutor):
         self.failures: list[Failure] = []
         self.crashed: list[Run] = []  #: since the last step
         self.crashes = 0
+        self.effects: list[Effect] = []
 
     def start(self, run: Run) -> None:
+        run.services = run.services._replace(effect=self._note)
         try:
             report = self._perform(run)
         except Crash:
@@ -449,6 +461,9 @@ class _VirtualExecutor(InlineExecutor):
             self.crashes += 1
         else:
             self._finished.append(Finished(run, report))
+
+    def _note(self, run: Run, what: str) -> None:
+        self.effects.append(Effect(run.job.id, what, run.job.deliveries))
 
     def _perform(self, run: Run) -> Report:
         function = executors.chosen(self._handlers, run.job)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rqlab import backoff, lifecycle
+from rqlab.durability import Keeper
 from rqlab.engine import Engine
 from rqlab.errors import StoreCorrupt, StoreError, StoreFull
 from rqlab.job import State
@@ -142,14 +143,14 @@ def deliveries_stand_still(patch: Patch) -> None:
     patch.setattr(lifecycle, "release", forgetful)
 
 
-def error_is_not_kept(patch: Patch) -> None:
-    """A failed job is told to be stored with its error, and is stored without."""
-    keep = memory.MemoryTransaction.keep
+def keeper_is_late(patch: Patch) -> None:
+    """A snapshot, or a commit of a batch, is made at every fourth interval."""
+    init = Keeper.__init__
 
-    def forgetful(self: Any, job_id: str, new: Any) -> None:
-        keep(self, job_id, new if new is None else lifecycle.replace(new, last_error=None))
+    def late(self: Any, store: Any, interval: float) -> None:
+        init(self, store, 4 * interval)
 
-    patch.setattr(memory.MemoryTransaction, "keep", forgetful)
+    patch.setattr(Keeper, "__init__", late)
 
 
 def last_come_first_served(patch: Patch) -> None:

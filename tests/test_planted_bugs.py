@@ -22,6 +22,7 @@ from planted_bugs import (
     does_not_open_after_a_crash,
     early_retry,
     flush_forgets,
+    keeper_is_late,
     last_come_first_served,
     lost_wake_up,
     max_attempts_ignored,
@@ -44,6 +45,10 @@ from rqlab import experiments
 from rqlab.simulation.checks import CHECKS
 from rqlab.simulation.faults import Fault
 from rqlab.simulation.run import simulate
+
+#: Power cuts of a disk that takes 400 ms for what it did in less than four.
+SLOWED = [Fault(0.0, "slow disk", seconds=60.0), *(Fault(at, "power cut") for at in (3.333, 6.777, 9.123))]
+BUFFERED: dict[str, Any] = {"durability": "buffered", "jobs": 60, "duration": 0.5, "faults": ()}
 
 
 class Plant(NamedTuple):
@@ -97,6 +102,8 @@ PLANTS = [
     Plant(recovery_invents_a_job, "R2", {**POWER_CUT, "durability": "buffered"}, range(4), 2),
     Plant(normal_in_durable, "R3", {**DISK, "crashes": 4}, range(10), 4),
     Plant(flush_forgets, "R3", only("R3", **{**HYBRID, "faults": 14}), range(16), 3),
+    Plant(keeper_is_late, "R3b", {**HYBRID, "faults": (), "crashes": SLOWED}, range(4), 4),
+    Plant(keeper_is_late, "R3b", {**BUFFERED, "flush_interval": 0.5, "crashes": SLOWED}, range(4), 3),
     Plant(normal_in_durable, "R4", only("R4", **DISK, crashes=4), range(16), 2),
     Plant(recovery_completes_what_was_held, "R5", {**POWER_CUT, "durability": "buffered"}, range(4), 2),
     Plant(no_stall_recovery, "L1", MEMORY, range(6), 6),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,6 +94,17 @@ def test_a_poison_job_ends_in_the_dead_letter_queue() -> None:
     assert result.ok
     assert job.state == "dlq"
     assert list(result.attempts[result.attempts["job"] == job.id]["outcome"]) == ["stalled"] * job.deliveries
+
+
+@pytest.mark.parametrize("options", [{"durability": "buffered", "flush_interval": 0.5}, {"durability": "hybrid"}])
+def test_on_a_disk_slowed_a_hundredfold_only_the_newest_is_lost(options: dict[str, Any]) -> None:
+    """R3b judges the age: what the mode's row allows, and a commit of 400 ms; no more, and not nothing."""
+    cuts = [Fault(0.0, "slow disk", seconds=60.0), *(Fault(at, "power cut") for at in (3.333, 6.777, 9.123))]
+    results = [simulate(cuts, seed=seed, jobs=60, duration=0.5, faults=(), **options) for seed in range(4)]
+
+    assert [result.violations for result in results] == [[]] * 4
+    assert all(result.header.asked["R3b"] >= 3 for result in results)
+    assert sum(loss.writes for result in results for loss in result.header.losses) > 20
 
 
 def test_a_cut_at_every_operation_loses_nothing() -> None:

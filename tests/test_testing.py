@@ -12,7 +12,7 @@ import pytest
 
 import rqlab
 from rqlab import Context, DeadLetter, Job, RetryAfter, ValidationError, testing
-from rqlab.testing import Crash, VirtualQueues
+from rqlab.testing import Crash, Effect, VirtualQueues
 
 DAY = 86_400
 
@@ -195,6 +195,23 @@ def test_a_worker_that_crashes_reports_nothing_and_its_job_is_recovered(
     assert charges == [1, 2], "charged twice: what `ctx.token` is for"
     assert [line.outcome for line in rq.get(job_id).history] == ["stalled", "completed"]
     assert rq.failures == []
+
+
+def test_effects_show_what_a_recovered_run_did_twice(rq: VirtualQueues) -> None:
+    def charge(job: Job, ctx: Context) -> None:
+        ctx.effect("charged card")
+        if job.deliveries == 1:
+            rq.crash()
+        ctx.effect("sent receipt")
+
+    job_id = rq.push("payments", "charge")
+    rq.drain("payments", charge, within=DAY)
+
+    assert rq.effects == [
+        Effect(job_id, "charged card", 1),
+        Effect(job_id, "charged card", 2),
+        Effect(job_id, "sent receipt", 2),
+    ]
 
 
 def test_rq_crash_stands_in_for_any_function(rq: VirtualQueues) -> None:

@@ -5,7 +5,6 @@ a store opened for itself; it can stand still, die, and start again. Each step r
 writes would have taken is added to when it is called again.
 """
 
-import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,6 +48,9 @@ class Stage(Protocol):
 
     @property
     def is_disturbed(self) -> bool: ...
+    @property
+    def write_ms(self) -> int: ...
+    def keeper_failed(self) -> None: ...
     def open_store(self, process: "Process") -> Store: ...
     def keeper_of(self, store: Store) -> Keeper | None: ...
     def draw(self, purpose: str, entity: str, counter: int) -> float: ...
@@ -274,12 +276,28 @@ class HousekeeperActor(ProcessActor):
 class KeeperActor(ProcessActor):
     """What makes writes safe in the modes where they become so later; idle in the others."""
 
-    __slots__ = ("keeper",)
+    __slots__ = ("keeper", "stored_at")
 
     keeper: Keeper | None
 
+    def begin(self) -> None:
+        super().begin()
+        self.stored_at: int | None = None  #: when a slow disk will have done with what is being stored
+
     def act(self, wall: int) -> int | None:
-        return None if self.keeper is None else self.keeper.step(wall)
+        keeper, stage = self.keeper, self.process.stage
+        if keeper is None:
+            return None
+        now = stage.world.now
+        if keeper.is_storing:
+            self.stored_at = now + stage.write_ms if self.stored_at is None else self.stored_at
+            if now < self.stored_at:
+                return wall + self.stored_at - now
+        self.stored_at = None
+        again_at = keeper.step(wall)
+        if keeper.failures:
+            stage.keeper_failed()
+        return again_at
 
     def listen(self, store: Store) -> None:
         """Be called when the store says so; a writer that meets the bound waits for the keeper, at that instant."""
@@ -437,6 +455,8 @@ def perform(handlers: Handlers, run: Run, effect: Callable[[Run, str], None]) ->
 
 def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
     """What the coroutine returns; a cell of a notebook has a loop running, so there it needs another thread."""
+    import asyncio  # here: it is a fifth of what the first simulation imports
+
     try:
         asyncio.get_running_loop()
     except RuntimeError:

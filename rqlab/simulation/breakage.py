@@ -267,11 +267,13 @@ class Breakage:
         process = self._target(fault).process
         self._note_fault(fault, fault.target)
         process.wall.jump(round(fault.seconds * 1000))
+        self.judge.excuse(self.world.now)
         self.furthest_ahead = max(self.furthest_ahead, abs(process.wall.ahead))
 
     def drift(self, fault: Fault) -> None:
         self._note_fault(fault, fault.target)
         self._target(fault).process.wall.drift(fault.seconds)
+        self.judge.slowest_clock = min(self.judge.slowest_clock, 1 + fault.seconds)
 
     def freeze(self, fault: Fault) -> None:
         process = self._target(fault).process
@@ -281,6 +283,7 @@ class Breakage:
         self._blame(process, number)
         until = self.world.now + _ms(fault.seconds)
         process.frozen_until = max(process.frozen_until, until)
+        self.judge.excuse(process.frozen_until)
 
         def thaw(now: int) -> None:
             if process.frozen_until == now:
@@ -301,13 +304,18 @@ class Breakage:
     def slow_disk(self, fault: Fault) -> None:
         number = self._note_fault(fault, "machine")
         self.write_ms += SLOW_WRITE_MS
+        self.judge.commit_ms = self.write_ms
 
         def heal(now: int) -> None:
             if self.write_ms:
-                self.write_ms -= SLOW_WRITE_MS
+                self._speed_up(self.write_ms - SLOW_WRITE_MS)
                 self._healed(fault, number)
 
         self.world.call(Call(f"heal slow disk {fault.at}", heal), self.world.now + _ms(fault.seconds))
+
+    def _speed_up(self, write_ms: int) -> None:
+        self.judge.excuse(self.world.now + self.write_ms)  # the commit under way takes what it would have taken
+        self.write_ms = self.judge.commit_ms = write_ms
 
     def fill_disk(self, fault: Fault) -> None:
         disk = self._disk(fault)
@@ -388,7 +396,8 @@ class Breakage:
         for lock in self._locks:
             lock.close()
         self._locks = []
-        self.write_ms = 0
+        self._speed_up(0)
+        self.judge.excuse(now)  # clocks are set right
         self._late_acks.clear()
         self._repeated_acks.clear()
         self.repeat_pushes = 0

@@ -85,6 +85,8 @@ class Recovery(NamedTuple):
     taken_back: Sequence[Commit] | None  #: commits that are gone; None: what was found is no prefix of them
     allowed: float  #: how many may be gone
     held: Sequence[Job]  #: the records that were active at the crash, and that no call was about to change
+    age: float  #: seconds that the oldest lost write had been acknowledged, without those in which nobody could act
+    age_allowed: float
 
 
 class End(NamedTuple):
@@ -365,6 +367,15 @@ def _kept(ledger: Ledger, recovery: Recovery) -> str | None:
     return None
 
 
+def _young(ledger: Ledger, recovery: Recovery) -> str | None:
+    if recovery.age > recovery.age_allowed:
+        return (
+            f"a {recovery.how} took a write that was acknowledged {recovery.age:.3f} s before; "
+            f"allowed are {recovery.age_allowed:.3f} s"
+        )
+    return None
+
+
 def _never_again(ledger: Ledger, begun: Begun) -> str | None:
     if begun.is_durable and begun.job.id in ledger.completed:
         return f"job {begun.job.id} runs again, as delivery {begun.job.deliveries}; its completion was acknowledged"
@@ -443,6 +454,7 @@ _ROWS = (
     Check("R1", "what is there after a crash is what some prefix of the commits left", Moment.RECOVERY, _prefix),
     Check("R2", "nothing is there that was never pushed", Moment.RECOVERY, _pushed),
     Check("R3", "no more is lost than the mode allows", Moment.RECOVERY, _kept),
+    Check("R3b", "what is lost is no older than the mode allows", Moment.RECOVERY, _young),
     Check("R4", "in durable, an acknowledged completion never runs again", Moment.RUN, _never_again),
     Check("R5", "what was held at a crash is held or can be pulled again, and is never done", Moment.RECOVERY, _leases),
     Check("L1", "when nothing breaks any more, every job comes to an end", Moment.END, _rests),

@@ -3,10 +3,11 @@
 The first broken promise ends the world, as what follows from it proves nothing. It knows stores by reading them.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from rqlab.durability import MODES
+from rqlab.durability import MODES, RETRY_MS
 from rqlab.engine import Ending
 from rqlab.errors import RQLabError, StoreError
 from rqlab.job import Job, State
@@ -32,6 +33,7 @@ from rqlab.simulation.world import EPOCH, World
 from rqlab.storage import Store
 
 ALL_WRITES = 2**62  # of a store that goes with its process
+INSTANT = 0.001  # seconds: who is due at the very instant of a crash may not have had its turn
 COMMITS_KEPT = 50_000  # what can be taken back after a crash
 COUNT_EVERY = 500  # commits between two readings of the whole store; as many as there are jobs, if these are more
 
@@ -50,6 +52,10 @@ class Judge:
         self.asked: Counter[Moment] = Counter()  #: how often the checks of each moment were; `change` counts nothing
         self.ran: dict[tuple[str, int], bytes] = {}  #: by job and delivery: the data that the handler got
         self.crash = ""  #: how the machine, or a process, last went down, until what is left has been judged
+        self.commit_ms = 0  #: what a commit takes at present
+        self.slowest_clock = 1.0  #: seconds a second, of the slowest that a process ever went by
+        self._excused_until = 0  #: before it nobody could have made anything safe in time
+        self._went_down_at = 0
         self._at_risk = 0  #: acknowledged writes that were not safe then
         self._last_transactions = 0  #: synced ones that a disk without power-safe overwrite may have taken with it
         self._by_moment: dict[Moment, list[Check]] = {
@@ -143,8 +149,14 @@ class Judge:
         nobody = Job(id="", queue="", name="")
         self.answer(Answer("a step", nobody, StoreError(said), None, (), said))
 
+    def excuse(self, until: int) -> None:
+        """A process stood still, its clock was moved, or its disk refused: what is lost is no older than from then."""
+        self._excused_until = max(self._excused_until, until)
+
     def went_down(self, how: str, stores: Sequence[Store] = ()) -> None:
         """A crash, or a clean exit, and the stores that it took."""
+        if not self.crash:
+            self._went_down_at = self.world.now
         if how != "exit" or not self.crash:
             self.crash = how
         for store in stores:
@@ -179,7 +191,7 @@ class Judge:
 
     def not_opened(self, error: RQLabError) -> None:
         """A process could not open the queues, and nothing strikes now."""
-        self._ask(Moment.RECOVERY, Recovery(None, [str(error)], self.crash, None, 0, ()))
+        self._ask(Moment.RECOVERY, Recovery(None, [str(error)], self.crash, None, 0, (), 0.0, 0.0))
 
     def recovered(self, store: Store, cause: int, is_disturbed: bool) -> None:
         """The queues were opened after a crash. `is_disturbed`: a fault strikes now, so a failure proves nothing."""
@@ -207,16 +219,33 @@ class Judge:
         mode, opening = MODES[self.settings.durability], self.settings.opening
         allowed = min(self._at_risk, mode.most_lost(opening))
         allowed += self._last_transactions * max(mode.most_lost(opening), 1)
+        age, age_allowed = self._age(taken_back or ()), self._age_allowed(mode.window_seconds(opening))
         self._at_risk = self._last_transactions = 0
         if taken_back and len(taken_back) <= allowed:
             ledger.forget_completions(ledger.completed)
-        self._ask(Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held))
+        self._ask(Moment.RECOVERY, Recovery(found, complaints, how, taken_back, allowed, held, age, age_allowed))
         windows = sorted(self.machine.windows) if how in CRASH_KINDS else []
         self.losses.append((how, len(taken_back or ()), lost_jobs, windows))
         detail = {"after": how, "writes_lost": len(taken_back or ()), "jobs_lost": lost_jobs}
         self.history.note(self.world.now, "recovered", "", "machine", cause, detail)
         if not self.violations:
             self._ask(Moment.COUNT, found)
+
+    def _age(self, taken_back: Sequence[Commit]) -> float:
+        """How long the oldest lost write was acknowledged, in seconds in which it could have been made safe."""
+        oldest = min((commit.at for commit in taken_back), default=self._went_down_at)
+        return max(self._went_down_at - max(oldest, self._excused_until), 0) / 1000
+
+    def _age_allowed(self, window_seconds: float) -> float:
+        """The window of the mode's row, and one commit; one more where the next had to wait for a slow one.
+
+        After a failure a keeper may take a breath before it tries again.
+        """
+        if self._last_transactions:
+            return math.inf  # such a disk takes also what was synced, however old
+        commit = self.commit_ms / 1000
+        window = max(window_seconds, RETRY_MS / 1000) if self._excused_until else window_seconds
+        return max(window / self.slowest_clock, commit) + commit + INSTANT
 
     def _taken_back(self, found: Found) -> list[Commit] | None:
         """The commits that what was found has not got; None if it is the state after no prefix of them."""

@@ -181,6 +181,14 @@ class Stage:
     def is_disturbed(self) -> bool:
         return self.breakage.is_disturbed
 
+    @property
+    def write_ms(self) -> int:
+        """What a write, or a commit of a keeper, takes now."""
+        return self.breakage.write_ms
+
+    def keeper_failed(self) -> None:
+        self.judge.excuse(self.world.now)
+
     def not_opened(self, process: Process, error: RQLabError, was_disturbed: bool) -> None:
         self.met(process, process.name, error)
         if not was_disturbed:
