@@ -420,11 +420,13 @@ def draw(ax: "Axes", drawn: Timeline, look: Theme) -> None:
     for lane in drawn.lanes[1:] if drawn.by == "worker" else ():
         ax.axhline(lane.row - 0.5, color=look.faint, linewidth=0.7, zorder=0)
     size = min(8.0, pitch * 0.42)
+    _draw_bars(ax, drawn, look, pixels)
     for bar in drawn.bars:
-        _draw_bar(ax, bar, drawn.by, look, pixels)
         _write_on(ax, bar, drawn.by, size, pixels)
-    for row, at in drawn.ticks:
-        ax.plot([at, at], [row + 0.22, row + 0.40], color=look.ink, linewidth=0.8, zorder=4)
+    if drawn.ticks:
+        low = [row + 0.22 for row, _ in drawn.ticks]
+        high = [row + 0.40 for row, _ in drawn.ticks]
+        ax.vlines([at for _, at in drawn.ticks], low, high, color=look.ink, linewidth=0.8, zorder=4)
     for link in drawn.links:
         _draw_link(ax, link)
     for mark in drawn.marks:
@@ -450,11 +452,19 @@ def _fill(kind: Look, look: Theme) -> dict[str, Any]:
     return {"facecolor": kind.colour, "edgecolor": look.paper, "linewidth": 0.4}
 
 
-def _draw_bar(ax: "Axes", bar: Bar, by: str, look: Theme, pixels: float) -> None:
-    above, high = bar.box(by)
-    width = max(bar.end - bar.start, 1.5 / pixels)  # what is too short to see is drawn as a stroke
-    layer = 1 if bar.part in BANDS else 2 if bar.part == "in line" else 3
-    ax.barh(bar.row - above, width, left=bar.start, height=high, align="edge", zorder=layer, **_fill(bar.look, look))
+def _draw_bars(ax: "Axes", drawn: Timeline, look: Theme, pixels: float) -> None:
+    """All bars of one look at once: bar by bar took half of the time that a picture takes."""
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Rectangle
+
+    alike: dict[tuple[int, Look], list[Rectangle]] = defaultdict(list)
+    for bar in drawn.bars:
+        above, high = bar.box(drawn.by)
+        width = max(bar.end - bar.start, 1.5 / pixels)  # what is too short to see is drawn as a stroke
+        layer = 1 if bar.part in BANDS else 2 if bar.part == "in line" else 3
+        alike[layer, bar.look].append(Rectangle((bar.start, bar.row - above), width, high))
+    for (layer, kind), boxes in alike.items():
+        ax.add_collection(PatchCollection(boxes, zorder=layer, **_fill(kind, look)), autolim=False)
 
 
 def _write_on(ax: "Axes", bar: Bar, by: str, size: float, pixels: float) -> None:

@@ -203,7 +203,9 @@ def _promise(promise: Table, limit: int) -> str:
     at_spaces, unbroken = ' style="text-align:left"', ' style="text-align:left;white-space:nowrap"'
     lines = [("", "".join(f"<th{at_spaces}>{name} </th>" for name in head))]
     for crash, may_lose, *numbers in rows(promise, "crash", "may lose", "crashes", "writes lost", "jobs lost"):
-        cells = [f"<td{unbroken}>{text(crash, limit)} </td><td{LEFT}>{text(may_lose, limit)} </td>"]
+        cells = [
+            f"<td{unbroken}>{text(crash, limit)} </td><td{LEFT}>{text(str(may_lose).replace('`', ''), limit)} </td>"
+        ]
         cells += [f"<td{RIGHT}>{int(number):,} </td>" for number in numbers]
         lines.append(("", "".join(cells)))
     return _table(lines)

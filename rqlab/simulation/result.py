@@ -293,7 +293,8 @@ class SimulationResult:
         ]
         if any(loses_the_last(loss.how) for loss in self.header.losses):
             broken = tuple(filter(loses_the_last, CRASH_KINDS))
-            rows.insert(2, ("power cut, disk without power-safe overwrite", f"{at_cut}; and the last commit", broken))
+            may_lose = "the last commit" if at_cut == "nothing" else f"{at_cut}; and the last commit"
+            rows.insert(2, ("power cut, disk without power-safe overwrite", may_lose, broken))
         columns = ["mode", "crash", "may lose", "crashes", "writes lost", "jobs lost"]
         counted = [(mode.name, crash, may_lose, *self._lost_at(hows)) for crash, may_lose, hows in rows]
         return self._frame(counted, columns, {}, ())
