@@ -1,6 +1,7 @@
 """What a simulation came to is told rightly: what was lost and why, and pictures that show themselves."""
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -127,3 +128,26 @@ def test_a_result_shows_itself() -> None:
 
     assert 'src="data:image/png;base64,iVBOR' in shown
     assert "3 jobs are gone" in shown
+
+
+def test_a_notebook_shows_axes_as_their_picture() -> None:
+    """IPython's own formatter: what a cell's last expression goes through."""
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, about = DisplayFormatter().format(hybrid(4).plot_backlog())
+
+    assert shown["image/png"].startswith(b"\x89PNG")
+    assert shown["text/plain"].startswith("Jobs by state over 35.5 s")
+    assert about["image/png"]["alt"] == shown["text/plain"]
+
+
+def test_a_history_from_a_file_says_and_shows_the_same(tmp_path: Path) -> None:
+    hybrid(4).to_jsonl(tmp_path / "four.jsonl")
+
+    read = SimulationResult.from_jsonl(tmp_path / "four.jsonl")
+
+    assert read.what_was_lost == hybrid(4).what_was_lost
+    assert read._repr_html_() == hybrid(4)._repr_html_()
+    for table in ("losses", "effects", "faults", "attempts"):
+        assert getattr(read, table).equals(getattr(hybrid(4), table)), table
+        assert getattr(read, table).attrs == {"seed": 4, "replay": "rqlab.simulate(seed=4, durability='hybrid')"}
