@@ -198,7 +198,8 @@ def test_a_history_without_events_can_be_explored() -> None:
 
 
 def test_hostile_names_are_escaped_in_every_piece(durable: SimulationResult) -> None:
-    detail = {"queue": HOSTILE, "state": "waiting", "attempt": 0, "deliveries": 0, "name": HOSTILE, "what": HOSTILE}
+    detail = {"queue": HOSTILE, "state": "waiting", "attempt": 0, "deliveries": 0, "delivery": 1}
+    detail |= {"name": HOSTILE, "what": HOSTILE}
     history = [
         Happening(0, 0.0, "push", HOSTILE, HOSTILE, None, detail),
         Happening(1, 0.5, HOSTILE, HOSTILE, HOSTILE, 0, {HOSTILE: HOSTILE}),

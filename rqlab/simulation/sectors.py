@@ -6,7 +6,7 @@ worlds nor results.
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from rqlab.charts.platters import SECTOR, PlatterView, Sectors, Strip
@@ -296,11 +296,11 @@ def _compared(asked: bytes, safe: bytes, left: bytes, unsynced: set[int]) -> tup
 
 def _runs(places: Iterator[str]) -> tuple[Sectors, ...]:
     found: list[Sectors] = []
-    for number, where in enumerate(places):
-        if found and found[-1].where == where:
-            found[-1] = found[-1]._replace(length=found[-1].length + 1)
-        else:
-            found.append(Sectors(number, 1, where))
+    start = 0
+    for where, same in groupby(places):
+        length = sum(1 for _ in same)
+        found.append(Sectors(start, length, where))
+        start += length
     return tuple(found)
 
 
