@@ -13,6 +13,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 import rqlab
 
@@ -197,3 +198,30 @@ left = subprocess.Popen(["sleep", "20"], start_new_session=True)
 Path("pid").write_text(str(left.pid))
 Path(tempfile.gettempdir(), "forgotten").touch()
 """
+
+
+def opens(notebook: Any) -> bool:
+    """Whether it opens something that it must close: queues, a lab, an explorer."""
+    return any(re.search(r"rqlab\.(open|memory|lab|explorer)\(", source) for source in code(notebook))
+
+
+#: What is left of ours, as the kernel itself sees it.
+LEFT_IN_THE_KERNEL = """
+import psutil, threading
+children = [" ".join(each.cmdline()) for each in psutil.Process().children(recursive=True)]
+threads = [each.name for each in threading.enumerate() if each.name.startswith("rqlab")]
+print(children + threads)
+"""
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if opens(read(path))], ids=lambda path: path.stem)
+def test_a_notebook_can_be_run_again_in_its_kernel_and_closes_what_it_opened(path: Path) -> None:
+    notebook = read(path)
+    notebook.cells = [*notebook.cells, *read(path).cells, nbformat.v4.new_code_cell(LEFT_IN_THE_KERNEL)]
+    for number, cell in enumerate(notebook.cells):
+        cell.id = str(number)
+
+    NotebookClient(notebook, timeout=DEADLINE_SECONDS, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
+
+    printed = [output.text.strip() for output in notebook.cells[-1].outputs if output.output_type == "stream"]
+    assert printed == ["[]"]
