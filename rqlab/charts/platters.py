@@ -81,7 +81,7 @@ class PlatterView(NamedTuple):
     event: int  #: what has happened by then: the number of the newest event
     mode: str
     strips: tuple[Strip, ...]
-    in_memory: int  #: acknowledged writes that no file has yet
+    in_memory: int  #: acknowledged changes of jobs that no file has yet; one write may make several
     may_be_in_memory: bool  #: whether the mode answers before a file has the write
     crash: str = ""  #: "kill", or the kind of the power cut that came at this instant
     crash_says: str = ""
@@ -107,10 +107,10 @@ class PlatterView(NamedTuple):
         """What the process's memory alone has."""
         if not self.may_be_in_memory:
             return "nothing that was acknowledged: durable answers when the fsync has returned"
-        writes = times(self.in_memory, "acknowledged write")
+        changes = times(self.in_memory, "acknowledged change")
         if not self.in_memory:
-            return "no acknowledged write: every one is in the files"
-        return f"{writes} {'gone with the process' if self.crash else 'that no file has yet'}"
+            return "no acknowledged change: every one is in the files"
+        return f"{changes} {'gone with the process' if self.crash else 'that no file has yet'}"
 
     def counts(self) -> dict[str, int]:
         """Sectors of all files, by where they are."""

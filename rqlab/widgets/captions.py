@@ -201,10 +201,10 @@ def _crash_words(view: PlatterView) -> dict[str, str]:
     if not view.may_be_in_memory:
         memory = "nothing that was acknowledged was in memory only"
     elif not view.in_memory:
-        memory = "no acknowledged write was in memory only"
+        memory = "no acknowledged change was in memory only"
     else:
         memory = (
-            f"{times(view.in_memory, 'acknowledged write')} {'was' if view.in_memory == 1 else 'were'} in memory only"
+            f"{times(view.in_memory, 'acknowledged change')} {'was' if view.in_memory == 1 else 'were'} in memory only"
         )
     counts = view.counts()
     parts = [f"{counts[where]:,} {did}" for where, did in LEFT.items() if where in counts]
