@@ -214,6 +214,7 @@ print(children + threads)
 """
 
 
+@pytest.mark.timeout(300)  # seconds; real processes, twice: 26 s while six other things run
 @pytest.mark.parametrize("path", [path for path in FILES if opens(read(path))], ids=lambda path: path.stem)
 def test_a_notebook_can_be_run_again_in_its_kernel_and_closes_what_it_opened(path: Path) -> None:
     notebook = read(path)
@@ -221,7 +222,7 @@ def test_a_notebook_can_be_run_again_in_its_kernel_and_closes_what_it_opened(pat
     for number, cell in enumerate(notebook.cells):
         cell.id = str(number)
 
-    NotebookClient(notebook, timeout=DEADLINE_SECONDS, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
+    NotebookClient(notebook, timeout=2 * DEADLINE_SECONDS, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
 
     printed = [output.text.strip() for output in notebook.cells[-1].outputs if output.output_type == "stream"]
     assert printed == ["[]"]
