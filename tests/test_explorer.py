@@ -103,6 +103,13 @@ def test_captions_say_what_happened(durable: SimulationResult) -> None:
     )
 
 
+def test_a_kill_in_a_mode_with_one_owner_says_that_it_takes_all_workers(hybrid: SimulationResult) -> None:
+    it = Explored(hybrid)
+    kill = next(each for each in hybrid.history if each.kind == "process kill")
+
+    assert "kill -9 took all workers&#x27; process" in it.caption(Stop(kill.n))
+
+
 def test_a_stall_is_explained_by_the_fault_that_caused_it(durable: SimulationResult) -> None:
     captions = Captions(durable.history, names_in(durable.jobs))
     stall = next(each for each in durable.history if each.kind == "stall" and each.n > 70)

@@ -44,12 +44,12 @@ CAPTIONS: dict[str, str] = {
     "requeue": "A caller requeued {it}: {stands}, and its attempts count from 0.",
     "purge": "{It} was removed for good.",
     "worker crash": "{worker}'s thread crashed; its process lives on, and the worker starts again {later}.",
-    "process kill": "kill -9 took {worker}'s process{inside}; {memory}.",
+    "process kill": "kill -9 took {whose} process{inside}; {memory}.",
     "power cut": "The power failed{inside}: {platter}; {memory}.",
     "redeploy": "All workers were told to stop: they release what they hold, and start again {later}.",
-    "wall jump": "The wall clock of {worker}'s process jumped {direction} by {lasting}.",
-    "drift": "The wall clock of {worker}'s process began to run {pace} by {lasting} a second.",
-    "freeze": "{worker}'s process froze for {lasting}: no heartbeat leaves it.",
+    "wall jump": "The wall clock of {whose} process jumped {direction} by {lasting}.",
+    "drift": "The wall clock of {whose} process began to run {pace} by {lasting} a second.",
+    "freeze": "{Whose} process froze for {lasting}: no heartbeat leaves it.",
     "late ack": "{worker}'s report on {it} is held up {until}; nobody keeps the lease meanwhile.",
     "duplicate ack": "{worker}'s report on {it} will be sent a second time {later}.",
     "duplicate push": "The producer will not hear that its next push was stored, and will push again.",
@@ -65,7 +65,7 @@ CAPTIONS: dict[str, str] = {
     "refused": "{worker}'s {attempted} of {it} was refused: run {delivery} does not hold the job any more.",
     "error": "{worker} got an error for an answer: {says}.",
     "duplicate": "A push was refused: {it} holds its unique key.",
-    "thaw": "{worker}'s process goes on.",
+    "thaw": "{Whose} process goes on.",
     "heal": "The trouble is over: {says}.",
     "recovered": "The queues were opened after the {after}, and read: {loss}.",
     "lost": "{It} is lost: its push had been acknowledged, and was not safe yet.",
@@ -96,7 +96,10 @@ STANDS = {
 class Captions:
     """The captions of one history; jobs are called by the names that its pictures give them."""
 
-    def __init__(self, happenings: Sequence[Happening], names: Mapping[str, str]) -> None:
+    def __init__(
+        self, happenings: Sequence[Happening], names: Mapping[str, str], has_one_process: bool = False
+    ) -> None:
+        self._has_one_process = has_one_process  #: all workers share it, as in the modes with one owner
         self._happenings = happenings
         self._names = names
 
@@ -131,9 +134,12 @@ class Captions:
         detail = happening.detail
         lasting = abs(float(detail.get("seconds", 0)))
         it = self._name(happening.job)
+        worker = plain(happening.worker) or "somebody"
+        whose = "all workers'" if self._has_one_process else f"{worker}'s"
         words = _Words({key: plain(value, 120) for key, value in detail.items()})
         words.update({
-            "it": it, "It": it[:1].upper() + it[1:], "worker": plain(happening.worker) or "somebody",
+            "it": it, "It": it[:1].upper() + it[1:], "worker": worker,
+            "whose": whose, "Whose": whose[:1].upper() + whose[1:] if self._has_one_process else whose,
             "Target": f"The plan's {plain(happening.worker)}", "stands": _stands(detail),
             "lease": _moment(detail.get("lease_until")), "lasting": seconds(lasting),
             "later": f"{seconds(lasting)} later" if lasting else "at once",

@@ -12,6 +12,7 @@ from rqlab import html
 from rqlab.charts import timelines
 from rqlab.charts.histories import names_in
 from rqlab.charts.platters import PlatterView
+from rqlab.durability import MODES
 from rqlab.html import explored, svg
 from rqlab.html.platter import platter
 from rqlab.simulation.faults import FAULTS
@@ -59,7 +60,8 @@ class Explored:
         self.names: Mapping[str, str] = names_in(result.jobs)
         given = result.header.arguments
         self.instants = Instants(result.history, str(given["durability"]), int(given["workers"]))
-        self.captions = Captions(result.history, self.names)
+        has_one_process = MODES[str(given["durability"])].processes != "many"
+        self.captions = Captions(result.history, self.names, has_one_process)
         self._name = name
         self._drawn = timelines.marks(result, "worker", MOST_LANES, MOST_RUNS)
 
