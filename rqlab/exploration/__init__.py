@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rqlab import arguments, clock
+from rqlab.charts.histories import times
 from rqlab.durability import MODES
 from rqlab.errors import ValidationError
 from rqlab.exploration import hunting
@@ -360,7 +361,7 @@ def _called(executor: Executor) -> str:
     if isinstance(executor, _Inline):
         return "this process"
     if isinstance(executor, Processes):
-        return f"{executor.count} processes"
+        return times(executor.count, "process")
     return type(executor).__name__
 
 
