@@ -112,9 +112,13 @@ def _note(message: ConsoleMessage, errors: list[str]) -> None:
         errors.append(f"{message.text} ({where})")
 
 
+def _slug(name: str) -> str:
+    return re.sub(r"\W+", "-", name).strip("-")
+
+
 def _screenshot(page: Page, name: str) -> Path:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    path = SCREENSHOTS / (re.sub(r"\W+", "-", name).strip("-") + ".png")
+    path = SCREENSHOTS / f"{_slug(name)}.png"
     try:
         page.screenshot(path=path, full_page=True)
     except Error as error:  # a page that crashed, at the end of a test that failed: that one is to be read
@@ -126,6 +130,9 @@ def _screenshot(page: Page, name: str) -> Path:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Any:
     """Keeps how the pages of a test look that has just failed, and shows the log of its servers."""
     report = yield
+    if report.when == "setup":
+        for old in SCREENSHOTS.glob(f"failed-*-{_slug(item.name)}-[0-9].png"):
+            old.unlink(missing_ok=True)
     if report.failed:
         pages = [page for context in item.stash.get(CONTEXTS, []) for page in context.pages]
         for number, page in enumerate(pages):
