@@ -23,6 +23,7 @@ from browser.servers import Server
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 INSTALL = "apt-get install --yes chromium"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+TEST_SECONDS = 300  # for one test with its servers, where the others have 120: about 20 on a quiet machine
 WAIT_MILLISECONDS = 60_000  # for anything to show: a kernel starts in 2 s, on a busy machine in 20
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -41,6 +42,12 @@ Keep = Callable[[Page, str], Path]
 expect.set_options(timeout=WAIT_MILLISECONDS)
 
 Browse = Callable[..., Page]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")
