@@ -5,6 +5,7 @@ Every error says what was expected, what came and what to do; nothing has been c
 
 import json
 import math
+import numbers
 import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -54,6 +55,20 @@ def whole(value: object, what: str, low: int, high: int | None = None) -> int:
         return int(value)
     upper = f" to {high}" if high is not None else " or more"
     raise ValidationError(f"{what}: expected a whole number, {low}{upper}; got {shown(value)}")
+
+
+def plain(value: object) -> Any:
+    """A number of numpy's as Python's own, a timedelta as its seconds; anything else as it is.
+
+    What is kept in a file, or printed to be pasted, is made of these.
+    """
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def fraction(value: object, what: str) -> float:

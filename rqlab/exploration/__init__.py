@@ -75,8 +75,10 @@ def explore(
     unknown = sorted(options.keys() - DEFAULTS.keys())
     if unknown:
         raise ValidationError(f"explore: simulate has no argument {', '.join(unknown)}; it has {', '.join(DEFAULTS)}")
-    if executor is not None and not callable(getattr(executor, "submit", None)):
-        raise ValidationError(f"executor: expected one of concurrent.futures, with submit(); got {executor!r:.100}")
+    if executor is not None and (isinstance(executor, type) or not callable(getattr(executor, "submit", None))):
+        raise ValidationError(
+            f"executor: expected one of concurrent.futures, with submit(), and not its class; got {executor!r:.100}"
+        )
     if executor is not None and processes is not None:
         raise ValidationError("explore: expected an executor or a number of processes, not both")
     runs = [(seed, mode) for seed in _seeds(seeds) for mode in _modes(durability)]
@@ -366,13 +368,17 @@ def _called(executor: Executor) -> str:
 
 
 def _seeds(seeds: int | Iterable[int]) -> list[int]:
-    chosen = range(arguments.whole(seeds, "seeds", 0, 10**9)) if isinstance(seeds, int) else list(seeds)
-    return [arguments.whole(seed, "seeds", 0, 2**63) for seed in chosen]
+    seeds = arguments.plain(seeds)
+    if isinstance(seeds, int):
+        return list(range(arguments.whole(seeds, "seeds", 0, 10**9)))
+    if isinstance(seeds, str | bytes) or not isinstance(seeds, Iterable):
+        raise ValidationError(f"seeds: expected how many, or whole numbers, as a range; got {arguments.shown(seeds)}")
+    return [arguments.whole(arguments.plain(seed), "seeds", 0, 2**63) for seed in seeds]
 
 
 def _modes(durability: str | Sequence[str]) -> list[str]:
-    modes = [durability] if isinstance(durability, str) else list(durability)
-    unknown = [mode for mode in modes if mode not in MODES]
+    modes = [durability] if isinstance(durability, str) or not isinstance(durability, Iterable) else list(durability)
+    unknown = [mode for mode in modes if not isinstance(mode, str) or mode not in MODES]
     if unknown or not modes:
         raise ValidationError(f"durability: expected {', '.join(MODES)}, or several; got {arguments.shown(durability)}")
     return modes

@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 
+from rqlab import arguments
 from rqlab.errors import ValidationError
-from rqlab.simulation.faults import Fault
+from rqlab.simulation.faults import Fault, checked_plan
+from rqlab.simulation.run import DEFAULTS, settings_of
 
 FORMAT = 1  # of the files; a higher number is refused
 
@@ -42,7 +44,11 @@ class BugBase:
     """A directory of bugs; it is made when the first one is kept."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise ValidationError(f"bugs: expected the path of a directory, or None; got {arguments.shown(path)}")
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValidationError(f"bugs: expected a directory, or a path where one can be made; {path} is a file")
 
     def read(self) -> dict[Path, Bug]:
         """All that are kept, by their files, in order. ValidationError names a file that is none of ours."""
@@ -73,14 +79,22 @@ def read(file: Path) -> Bug:
     """The bug in a file."""
     try:
         bug = msgspec.json.decode(file.read_bytes(), type=Bug)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, OSError) as error:
         raise ValidationError(f"cannot read {file}: expected a bug that rqlab kept; {error}") from error
     if bug.rqlab > FORMAT:
         raise ValidationError(
             f"cannot read {file}: expected a bug of format {FORMAT} or older, found {bug.rqlab}; upgrade rqlab"
         )
+    if unknown := sorted(bug.arguments.keys() - DEFAULTS.keys()):
+        raise ValidationError(f"cannot read {file}: simulate has no argument {', '.join(unknown)}")
     if "durability" not in bug.arguments:
         raise ValidationError(f"cannot read {file}: expected arguments with a durability; found {bug.arguments!r:.100}")
+    try:
+        settings_of(DEFAULTS | bug.arguments | {"handler": None})
+        checked_plan(bug.plan)
+        arguments.whole(bug.seed, "seed", 0, 2**63)
+    except ValidationError as error:
+        raise ValidationError(f"cannot run {file} again: {error}") from error
     return bug
 
 

@@ -69,6 +69,10 @@ def compare(
     for name in ("durability", "store"):
         if name in options:
             raise ValidationError(f"compare: expected modes, not {name}: the disk is what they differ in")
+    if "cuts" in options:
+        raise ValidationError(
+            "compare: expected one plan for all modes, not cuts: simulate takes them, a mode at a time"
+        )
     unknown = sorted(options.keys() - DEFAULTS.keys())
     if unknown:
         raise ValidationError(f"compare: simulate has no argument {', '.join(unknown)}; it has {', '.join(DEFAULTS)}")
@@ -92,8 +96,10 @@ def compare(
 
 
 def _modes(modes: str | Iterable[str] | None) -> list[str]:
-    chosen = list(MODES) if modes is None else [modes] if isinstance(modes, str) else list(modes)
-    unknown = [mode for mode in chosen if mode not in MODES]
+    if modes is None:
+        return list(MODES)
+    chosen: list[Any] = list(modes) if isinstance(modes, Iterable) and not isinstance(modes, str) else [modes]
+    unknown = [mode for mode in chosen if not isinstance(mode, str) or mode not in MODES]
     if unknown or not chosen:
         raise ValidationError(f"modes: expected some of {', '.join(MODES)}; got {chosen!r:.100}")
     return chosen

@@ -4,17 +4,22 @@ A fault names an instant, a kind and whom it strikes; the rest is its own. Nothi
 A new fault is one row.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
 
+from rqlab import arguments
 from rqlab.errors import ValidationError
 from rqlab.simulation.chance import Chance
 from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS
 from rqlab.simulation.windows import WINDOWS
 
 CRASHES = ("worker crash", "process kill", "power cut")
+OF_JOBS = ("poison job", "hanging handler")
+GO_BACK = ("wall jump", "drift")  # their seconds may be negative
+TARGET = re.compile(r"(worker-\d+|job \d+)?")
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True, repr_omit_defaults=True):
@@ -240,28 +245,61 @@ def draw_swarm(chance: Chance, span: Span, amount: float) -> list[Fault]:
     return drawn
 
 
-def checked_plan(faults: Iterable[object]) -> list[Fault]:
+def checked_plan(faults: object, what: str = "faults") -> list[Fault]:
     """The faults, if each is one that can strike; ValidationError says what is wrong with it."""
-    checked = []
-    for fault in faults:
-        if isinstance(fault, dict):
-            fault = msgspec.convert(fault, Fault)
-        if not isinstance(fault, Fault):
-            raise ValidationError(f"faults: expected a list of rqlab.Fault(at, kind, target, …); got {fault!r:.100}")
-        if fault.kind not in FAULTS:
-            raise ValidationError(f"{fault!r}: no such kind of fault; there are: {', '.join(FAULTS)}")
-        how, _, names = fault.how.partition("/")
-        if how and (how not in CRASH_KINDS or (names and names not in NAME_MODELS)):
-            raise ValidationError(
-                f"{fault!r}: expected how= one of {', '.join(CRASH_KINDS)}, and after a slash one of "
-                f"{', '.join(NAME_MODELS)}"
-            )
-        if fault.window and fault.window not in WINDOWS:
-            raise ValidationError(f"{fault!r}: no such window; there are: {', '.join(WINDOWS)}")
-        if fault.at < 0 or fault.operation < 0:
-            raise ValidationError(f"{fault!r}: expected an instant and an operation of 0 or more")
-        checked.append(fault)
-    return checked
+    if isinstance(faults, str | bytes | Mapping) or not isinstance(faults, Iterable):
+        raise ValidationError(
+            f"{what}: expected how many, or a list of rqlab.Fault(at, kind, target, …); got {arguments.shown(faults)}"
+        )
+    return [_checked(fault, what) for fault in faults]
+
+
+def _checked(given: object, what: str) -> Fault:
+    fault = _typed(given, what)
+    if fault.kind not in FAULTS:
+        raise ValidationError(f"{fault!r}: no such kind of fault; there are: {', '.join(FAULTS)}")
+    how, _, names = fault.how.partition("/")
+    if how and (how not in CRASH_KINDS or (names and names not in NAME_MODELS)):
+        raise ValidationError(
+            f"{fault!r}: expected how= one of {', '.join(CRASH_KINDS)}, and after a slash one of "
+            f"{', '.join(NAME_MODELS)}"
+        )
+    if fault.window and fault.window not in WINDOWS:
+        raise ValidationError(f"{fault!r}: no such window; there are: {', '.join(WINDOWS)}")
+    if not 0 <= fault.at <= arguments.MAX_SECONDS or fault.operation < 0:
+        raise ValidationError(f"{fault!r}: expected an instant and an operation of 0 or more")
+    least = -arguments.MAX_SECONDS if fault.kind in GO_BACK else 0.0
+    if not least <= fault.seconds <= arguments.MAX_SECONDS:
+        raise ValidationError(
+            f"{fault!r}: expected a number of seconds, {'' if least else '0 or more, '}at most 100 years"
+        )
+    if fault.kind in OF_JOBS and not fault.target.startswith("job "):
+        raise ValidationError(f'{fault!r}: expected a job as its target, such as "job 17"')
+    if not TARGET.fullmatch(fault.target) or (fault.kind not in OF_JOBS and fault.target.startswith("job ")):
+        raise ValidationError(f'{fault!r}: expected a worker as its target, such as "worker-1", or nobody')
+    return fault
+
+
+def _typed(given: object, what: str) -> Fault:
+    """A fault whose fields are what they are declared as: neither numpy's numbers nor other types have passed here."""
+    if isinstance(given, Fault):
+        fields = msgspec.structs.asdict(given)
+    elif isinstance(given, Mapping):
+        fields = dict(given)
+    else:
+        raise ValidationError(
+            f"{what}: expected a list of rqlab.Fault(at, kind, target, …); got {arguments.shown(given)} in it"
+        )
+    if unknown := [str(name) for name in fields if name not in Fault.__struct_fields__]:
+        raise ValidationError(
+            f"{what}: a fault has no {', '.join(unknown)}; it has {', '.join(Fault.__struct_fields__)}"
+        )
+    try:
+        return msgspec.convert({name: arguments.plain(value) for name, value in fields.items()}, Fault)
+    except msgspec.ValidationError as error:
+        raise ValidationError(
+            f"{what}: expected a rqlab.Fault(at, kind, target, …); got {given!r:.200}: {error}"
+        ) from None
 
 
 def in_order(faults: Iterable[Fault]) -> Plan:

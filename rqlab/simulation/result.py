@@ -404,7 +404,7 @@ class SimulationResult:
         """Read what `to_jsonl` wrote; ValidationError if it is none of that."""
         lines = Path(path).read_bytes().splitlines()
         try:
-            header = msgspec.json.decode(lines[0], type=Header)
+            header = msgspec.json.decode(lines[0] if lines else b"", type=Header)
             if header.rqlab > FORMAT:
                 raise ValidationError(
                     f"cannot read {path}: expected a history of format {FORMAT} or older, found {header.rqlab}; "
@@ -412,7 +412,7 @@ class SimulationResult:
                 )
             decode = msgspec.json.Decoder(Happening).decode
             happenings = [decode(line) for line in lines[1:]]
-        except (IndexError, msgspec.MsgspecError) as error:
+        except msgspec.MsgspecError as error:
             raise ValidationError(f"cannot read {path}: expected a history that rqlab wrote; {error}") from error
         return cls(header, happenings)
 

@@ -10,7 +10,7 @@ import logging
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from rqlab.simulation.stage import Stage
 log = logging.getLogger("rqlab")
 
 SEEDS = 1_000_000  # drawn seeds are below: short enough to be read out
+MOST_FAULTS = 10_000  # of one call
 LIGHT_SWARM = 4.0  # faults besides the crashes, about
 CHECKPOINT_FRAMES = (20, 60, 1000)  # of SQLite's log; its default is 1000, and no small world gets there
 LEAST_SPAN = 8.0  # stall_timeouts are seconds: a story needs room
@@ -66,8 +67,8 @@ def simulate(
     - `crashes`: so many of worker crash, process kill and power cut, drawn from the seed; or a list of `Fault`.
     - `faults`: the others. None draws a light swarm of them, a number about so many; a list is the plan itself, `()`
       none. `FAULTS` is the table of their kinds.
-    - `jobs`: so many, of all sorts, drawn from the seed; or a list of dicts of push's arguments, each with `queue`
-      ("mail" if left out) and `at` (seconds).
+    - `jobs`: so many, of all sorts, drawn from the seed, and with them those of a schedule ("report"); or a list of
+      dicts of push's arguments, each with `queue` ("mail" if left out) and `at` (seconds).
     - `workers`, each a process of its own where the mode allows it, with `concurrency` runs at once.
     - `durability` is a row of `MODES`; `store="memory"` takes a store in memory for the disk: some ten times as
       fast, without the faults of a disk.
@@ -80,8 +81,8 @@ def simulate(
 
     Durations are in seconds. Raises ValidationError for a wrong argument.
     """
-    given = {name: value for name, value in locals().items() if name in DEFAULTS}
-    given["seed"] = secrets.randbelow(SEEDS) if seed is None else arguments.whole(seed, "seed", 0, 2**63)
+    given = _plain({name: value for name, value in locals().items() if name in DEFAULTS})
+    given["seed"] = secrets.randbelow(SEEDS) if seed is None else arguments.whole(given["seed"], "seed", 0, 2**63)
     settings = settings_of(given)
     if settings.store == "memory" and settings.durability not in ("durable", "memory"):
         raise ValidationError(
@@ -102,12 +103,13 @@ def simulate(
 
 def story_of(**given: Any) -> float:
     """How many virtual seconds the story of these arguments is long: faults strike within it."""
-    return span_of(settings_of(DEFAULTS | given))
+    return span_of(settings_of(_plain(DEFAULTS | given)))
 
 
 def drawn_plan(**given: Any) -> Plan:
     """The faults that `simulate` draws for these arguments, with a seed among them."""
-    everything = DEFAULTS | given
+    everything = _plain(DEFAULTS | given)
+    arguments.whole(everything["seed"], "seed", 0, 2**63)
     settings = settings_of(everything)
     return _plan(settings, span_of(settings), everything["crashes"], everything["faults"], _has_disk(settings))
 
@@ -139,10 +141,9 @@ def once_more(result: SimulationResult) -> tuple[Settings, Plan, float]:
 
 def settings_of(given: Mapping[str, Any]) -> Settings:
     """The arguments of `simulate`, all of them, checked. ValidationError for a wrong one."""
-    jobs = given["jobs"]
     return Settings(
         seed=given["seed"],
-        jobs=jobs if not isinstance(jobs, int) else arguments.whole(jobs, "jobs", 0, 10_000_000),
+        jobs=_jobs(given["jobs"]),
         workers=arguments.whole(given["workers"], "workers", 1, 1_000),
         concurrency=arguments.whole(given["concurrency"], "concurrency", 1, 1_000),
         durability=_one_of(given["durability"], "durability", MODES),
@@ -163,6 +164,34 @@ def settings_of(given: Mapping[str, Any]) -> Settings:
         until=None if given["until"] is None else arguments.seconds(given["until"], "until", above=0),
         checks=_checks(given["checks"]),
     )
+
+
+def _plain(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments, with numbers and durations as a history keeps them, and a replay line can say them."""
+    plain = {name: arguments.plain(value) for name, value in given.items()}
+    for name in ("crashes", "faults"):
+        if plain[name] and not isinstance(plain[name], int | float):
+            plain[name] = checked_plan(plain[name], name)
+    if isinstance(plain["jobs"], list | tuple):
+        plain["jobs"] = [
+            {name: arguments.plain(value) for name, value in item.items()} if isinstance(item, Mapping) else item
+            for item in plain["jobs"]
+        ]
+    return plain
+
+
+def _jobs(jobs: object) -> int | Sequence[Mapping[str, object]]:
+    if isinstance(jobs, int):
+        return arguments.whole(jobs, "jobs", 0, 10_000_000)
+    if not isinstance(jobs, list | tuple):
+        raise ValidationError(
+            f"jobs: expected how many, or a list of dicts of push's arguments; got {arguments.shown(jobs)}"
+        )
+    for number, item in enumerate(jobs):
+        if not isinstance(item, Mapping):
+            raise ValidationError(f"jobs[{number}]: expected a dict of push's arguments; got {arguments.shown(item)}")
+        arguments.seconds(item.get("at", 0.0), f"jobs[{number}]: at")
+    return jobs
 
 
 def _simulate(
@@ -288,7 +317,7 @@ def span_of(settings: Settings) -> float:
     if settings.until is not None:
         return settings.until
     if not isinstance(settings.jobs, int):
-        last = max((float(str(item.get("at", 0))) for item in settings.jobs if isinstance(item, Mapping)), default=0.0)
+        last = max((arguments.seconds(item.get("at", 0.0), "at") for item in settings.jobs), default=0.0)
         count = len(settings.jobs)
     else:
         last, count = 0.0, settings.jobs
@@ -308,13 +337,13 @@ def _plan(
     drawn_for = Span(span, settings.stall_timeout, names, max(count, 1), has_disk)
     chance = Chance(settings.seed)
     if isinstance(crashes, int):
-        first = draw_crashes(chance, drawn_for, arguments.whole(crashes, "crashes", 0, 10_000))
+        first = draw_crashes(chance, drawn_for, arguments.whole(crashes, "crashes", 0, MOST_FAULTS))
     else:
-        first = checked_plan(crashes)
+        first = checked_plan(crashes, "crashes")
     if faults is None:
         rest = draw_swarm(chance, drawn_for, LIGHT_SWARM)
     elif isinstance(faults, int | float):
-        rest = draw_swarm(chance, drawn_for, arguments.seconds(faults, "faults"))
+        rest = draw_swarm(chance, drawn_for, _amount(faults))
     else:
         rest = checked_plan(faults)
     for fault in (*first, *rest):
@@ -325,10 +354,22 @@ def _plan(
     return in_order((*first, *rest))
 
 
+def _amount(faults: float) -> float:
+    """How many faults to draw, about."""
+    if isinstance(faults, bool) or not 0 <= faults <= MOST_FAULTS:
+        raise ValidationError(
+            f"faults: expected about how many, 0 to {MOST_FAULTS}, or a list of rqlab.Fault, or None for a few; "
+            f"got {arguments.shown(faults)}"
+        )
+    return faults
+
+
 def _checks(ids: Sequence[str] | None) -> tuple[Check, ...]:
     if ids is None:
         return tuple(CHECKS.values())
-    unknown = [each for each in ids if each not in CHECKS]
+    if isinstance(ids, str) or not isinstance(ids, Collection):
+        raise ValidationError(f'checks: expected a list of ids, such as ["I2"]; got {arguments.shown(ids)}')
+    unknown = [each for each in ids if not isinstance(each, str) or each not in CHECKS]
     if unknown:
         raise ValidationError(f"checks: expected ids of {', '.join(CHECKS)}; got {', '.join(map(str, unknown))}")
     return tuple(CHECKS[each] for each in ids)
