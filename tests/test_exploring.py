@@ -17,7 +17,7 @@ import typer
 from planted_bugs import MEMORY, Patch, no_fencing, no_stall_recovery
 
 import rqlab
-from rqlab import experiments, exploration
+from rqlab import experiments, exploration, notebook
 from rqlab.exploration import Exploration, explore
 from rqlab.exploration.bugs import Bug, BugBase, read
 from rqlab.exploration.processes import ChildDied, Processes
@@ -395,10 +395,11 @@ def test_what_a_notebook_shows_is_escaped_and_says_it_all(monkeypatch: Patch) ->
 
 
 def test_the_bar_is_drawn_for_people_alone(capsys: pytest.CaptureFixture[str], monkeypatch: Patch) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)  # a program may import it; that makes no kernel of it
     explore(2, processes=0, bugs=None, store="memory", jobs=2)
     assert capsys.readouterr() == ("", ""), "not in a log"
 
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setattr(notebook, "is_kernel", lambda: True)
     explore(2, processes=0, bugs=None, store="memory", jobs=2)
     said = capsys.readouterr()
     assert "exploring durable: 100%" in said.out

@@ -125,3 +125,9 @@ def test_running_the_cell_ten_times_leaves_one_ticker_and_no_orphan(kernel: Kern
     assert {each.pid for each in running} == {each.pid for each in ours}
     assert json.loads(kernel.run(COUNTS)) == [threads, widgets]
     assert threads.count("rqlab-ticker") == 1
+
+
+def test_a_progress_line_is_drawn_in_a_kernel(kernel: Kernel) -> None:
+    said = kernel.run("import rqlab; _ = rqlab.explore(2, store='memory', jobs=2, bugs=None, processes=0)")
+
+    assert "exploring durable: 100%" in said

@@ -12,12 +12,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
 import rqlab
-from rqlab import clock, measurement
+from rqlab import clock, measurement, notebook
 from rqlab.errors import StoreError, ValidationError
 from rqlab.measurement import COLUMNS, Measurement, callers, cuts, kills, losses, machine, paced, promises, speed
 from rqlab.measurement.progress import Progress
@@ -299,7 +299,7 @@ def test_a_notebook_has_one_line_that_is_written_over(monkeypatch: pytest.Monkey
         shown.append(bundle["text/plain"])
         return SimpleNamespace(update=show)
 
-    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(notebook, "is_kernel", lambda: True)
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=show))
     with Progress(2, is_wanted=True) as progress:
         for mode in ("durable", "memory"):

@@ -7,6 +7,8 @@ standard error looks like something that went wrong.
 import sys
 from typing import Any
 
+from rqlab import notebook
+
 
 class Progress:
     """A bar of tqdm's; `is_wanted=False` draws none."""
@@ -14,7 +16,7 @@ class Progress:
     def __init__(self, total: int, what: str, is_wanted: bool) -> None:
         from tqdm.std import tqdm  # here: `import rqlab` does not wait for it
 
-        in_notebook = "ipykernel" in sys.modules
+        in_notebook = notebook.is_kernel()
         is_shown = is_wanted and (in_notebook or sys.stderr.isatty())
         self._bar: Any = _without_monitor(tqdm)(
             total=total,

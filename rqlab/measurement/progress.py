@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import Any, Self
 
-from rqlab import clock
+from rqlab import clock, notebook
 
 
 class Progress:
@@ -18,7 +18,7 @@ class Progress:
         self._began = clock.monotonic()
         self._bar: Any = None
         self._line: Any = None
-        if is_wanted and "ipykernel" in sys.modules:
+        if is_wanted and notebook.is_kernel():
             self._line = importlib.import_module("IPython.display").display(_plain(""), raw=True, display_id=True)
         elif is_wanted and sys.stderr.isatty():
             self._bar = _bar()

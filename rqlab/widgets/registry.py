@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
+from rqlab import notebook
+
 
 class Closable(Protocol):
     """What can be registered."""
@@ -56,8 +58,7 @@ def cell(panel: str) -> str:
     It is the notebook's cell, if the kernel knows it, and the number of the call in it; else the line of the call.
     """
     caller = sys._getframe(2)
-    kernel = sys.modules.get("IPython")
-    shell = kernel.get_ipython() if kernel is not None else None
+    shell = notebook.shell()
     parent = getattr(shell, "parent_header", None)
     metadata = parent.get("metadata") if isinstance(parent, Mapping) else None
     name = metadata.get("cellId") if isinstance(metadata, Mapping) else None
