@@ -11,6 +11,7 @@ import itertools
 import logging
 import multiprocessing
 import shutil
+import statistics
 import sys
 import tempfile
 import time
@@ -30,15 +31,27 @@ from benchmarks.contestants import LARGE, TIDY_EVERY, Acknowledging, Adapter, Co
 from benchmarks.machine import machine
 from benchmarks.rounds import Contender, Spread, rates, ratio
 from rqlab.simulation.audit import Loss, worst_of
+from rqlab.simulation.recorder import Kind, Recorder
 
 BURST = 20  # operations between two looks at the clock
 WORKED = 100  # jobs that a worker finds when it is started
+COSTED = 9  # batches of them whose CPU is taken
 CALLERS = 8
 AUDITED_PUSHES = 300  # a NORMAL queue syncs about once in so many
 LEAST_CUTS = 20  # of each crash kind; a floor is held only against rows whose audit lost nothing
 README = Path(__file__).with_name("README.md")
 RESULTS = ("<!-- RESULTS: written by python -m benchmarks.peers --write -->", "<!-- /RESULTS -->")
 NO_ACK = "no acknowledgement"
+
+
+class Cost(NamedTuple):
+    """What one job costs from its push to the end of its run by the worker: it says why a rate is as it is."""
+
+    fsyncs: float
+    cpu_seconds: float  #: of the process: Python, SQLite and the system's part of it; the median of some batches
+
+    def __str__(self) -> str:
+        return f"{self.fsyncs:.1f} fsyncs, {self.cpu_seconds * 1e6:,.0f} µs of CPU"
 
 
 class Found(NamedTuple):
@@ -49,6 +62,7 @@ class Found(NamedTuple):
     acknowledges: bool
     audit: rqlab.Audit | None  #: None if it was not asked for
     taken_at_kill: str  #: what becomes of a job that was taken when its process died
+    cost: Cost
     figures: dict[str, list[float]]  #: operations a second in each round, by measure
     refused: Counter[str]  #: pushes that raised, by measure: "database is locked" when many processes write
 
@@ -133,7 +147,7 @@ def look_at(
 ) -> list[Found]:
     """Audit every row, then time them: the rows of a measure one after the other in each round."""
     numbers = itertools.count()
-    settings, acknowledges, audits, taken = {}, {}, {}, {}
+    settings, acknowledges, audits, taken, costs = {}, {}, {}, {}, {}
     for row in rows:
         say(f"audit of {row.title}")
         with closing(row.open(_fresh(directory, numbers))) as adapter:
@@ -141,6 +155,7 @@ def look_at(
             acknowledges[row.title] = isinstance(adapter, Acknowledging)
         audits[row.title] = rqlab.audit(*audited(row, AUDITED_PUSHES), cuts=cuts)
         taken[row.title] = taken_at_kill(row, directory, numbers)
+        costs[row.title] = cost(row, directory, numbers)
     timed: dict[str, dict[str, list[float]]] = {row.title: {} for row in rows}
     refused: dict[str, Counter[str]] = {row.title: Counter() for row in rows}
     for measure in measures:
@@ -154,7 +169,7 @@ def look_at(
             for title, figures in rates(contenders, rounds, seconds).items():
                 timed[title][measure] = figures
     return [
-        Found(row, settings[key], acknowledges[key], audits[key], taken[key], timed[key], refused[key])
+        Found(row, settings[key], acknowledges[key], audits[key], taken[key], costs[key], timed[key], refused[key])
         for row, key in ((row, row.title) for row in rows)
     ]
 
@@ -194,6 +209,27 @@ def taken_at_kill(row: Contestant, directory: Path, numbers: Iterator[int], pati
                 return "comes back"
             time.sleep(0.05)
         return "stays locked" if 7 in adapter.jobs() else "gone"
+
+
+def cost(row: Contestant, directory: Path, numbers: Iterator[int]) -> Cost:
+    """What a job costs. Syncs are counted as SQLite asks for them; CPU is taken without the counting."""
+    recorded, timed = _fresh(directory, numbers), _fresh(directory, numbers)
+    with Recorder(recorded) as recorder, closing(row.open(recorded)) as adapter:
+        _worked(adapter)
+        start = len(recorder)
+        _worked(adapter)
+        adapter.flush()
+        asked = recorder.operations[start:]
+    syncs = sum(1 + operation.with_names for operation in asked if operation.kind is Kind.SYNC)
+    with closing(row.open(timed)) as adapter:
+        _worked(adapter)
+        batches = []
+        for _ in range(COSTED):
+            before = time.process_time()
+            _worked(adapter)
+            adapter.flush()
+            batches.append((time.process_time() - before) / WORKED)
+    return Cost(syncs / WORKED, statistics.median(batches))
 
 
 def _pushing(row: Contestant, directory: Path, stack: ExitStack, refused: Counter[str]) -> Contender:
@@ -333,11 +369,12 @@ def lines_of(found: Sequence[Found], absent: Sequence[Contestant]) -> tuple[list
     measures = [each for each in MEASURES if any(each in row.figures for row in found)]
     heads = ["queue", "setting", "live: journal, synchronous"]
     heads += [f"{each}, /s" for each in measures]
+    heads += ["a job costs, with its worker"]
     heads += ["a power cut loses, acknowledged", "`kill -9` loses", "a job taken at `kill -9`"]
     cells = []
     for row in found:
         cells.append([row.contestant.name, row.contestant.setting, row.settings])
-        cells[-1] += [_figure(row, measure) for measure in measures]
+        cells[-1] += [*(_figure(row, measure) for measure in measures), str(row.cost)]
         power, kill = (row.audit.at_power_cut, row.audit.at_kill) if row.audit else ((), ())
         cells[-1] += [_losses(power), _losses(kill), row.taken_at_kill]
     for missing in absent:

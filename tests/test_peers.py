@@ -15,7 +15,7 @@ from rich.console import Console
 import rqlab
 from benchmarks import peers
 from benchmarks.contestants import Acknowledging, Adapter, BareSQLite, Contestant, contestants, settings_of
-from benchmarks.peers import OURS, Found
+from benchmarks.peers import OURS, Cost, Found
 from benchmarks.rounds import Spread
 from rqlab.simulation.audit import Audit, Loss
 from rqlab.simulation.platter import Cut
@@ -31,7 +31,7 @@ def found(name: str, setting: str, audit: Audit = KEPT, *, acknowledges: bool = 
     """A row that was measured, with one figure in each of three rounds."""
     row = Contestant(name, setting, "", partial(BareSQLite, synchronous="FULL"))
     measured = {measure: [figures[short]] * 3 for short, measure in peers.ONLY.items() if short in figures}
-    return Found(row, "wal, FULL", acknowledges, audit, "comes back", measured, Counter())
+    return Found(row, "wal, FULL", acknowledges, audit, "comes back", Cost(2, 3e-4), measured, Counter())
 
 
 def ours(**figures: float) -> Found:
@@ -94,6 +94,18 @@ def test_a_short_run_measures_and_audits_every_row(tmp_path: Path) -> None:
     assert max(loss.lost for loss in normal.audit.at_power_cut) == peers.AUDITED_PUSHES
     assert [len(figures) for figures in full.figures.values()] == [2, 2]
     assert all(figure > 0 for figures in full.figures.values() for figure in figures)
+
+
+def test_what_a_job_costs_is_counted_in_syncs_and_in_cpu(tmp_path: Path) -> None:
+    durable = next(row for row in own_rows() if row.title == OURS)
+    numbers = itertools.count()
+    bare, ours, unsynced = (peers.cost(row, tmp_path, numbers) for row in (FULL, durable, NORMAL))
+
+    assert 3 <= bare.fsyncs < 3.1  # push, take, acknowledge; and now and then a checkpoint
+    assert 2 <= ours.fsyncs < 2.2  # an acknowledgement and the next pull share a commit
+    assert unsynced.fsyncs < 0.1
+    assert 0 < bare.cpu_seconds < ours.cpu_seconds
+    assert str(ours) == f"{ours.fsyncs:.1f} fsyncs, {ours.cpu_seconds * 1e6:,.0f} µs of CPU"
 
 
 @pytest.mark.parametrize("measure", peers.MEASURES)
@@ -220,7 +232,7 @@ def test_the_tables_can_be_printed_and_written() -> None:
         assert "not installed: skipped" in text
         assert "0.90 (0.90–0.90)" in text
     assert "loses up to 7 of 9 acknowledged pushes" in written
-    assert {line.count("|") for line in written.splitlines() if line.startswith("| peer")} == {8}
+    assert {line.count("|") for line in written.splitlines() if line.startswith("| peer")} == {9}
 
 
 def test_an_audit_too_small_to_find_a_loss_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
