@@ -1,5 +1,6 @@
 """What the tests share: a wall clock to turn by hand, and queues and engines on every store that is there."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ from rqlab.simulation import recovery
 from rqlab.storage import Store
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.memory import MemoryStore
+
+# A shell that runs the tests in its background ignores Ctrl-C for them and all that they start, and they try Ctrl-C.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 START = 1_767_225_600_000  # 2026-01-01 00:00:00 UTC
 
