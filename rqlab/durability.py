@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from rqlab.arguments import shown
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.job import milliseconds
 from rqlab.storage import LaterStore, Store
@@ -227,8 +228,8 @@ def mode(name: object) -> Mode:
     """The row of a mode with a file; ValidationError names those there are."""
     filed = [each for each in MODES if each != "memory"]
     if not isinstance(name, str) or name not in filed:
-        hint = "; for a queue in memory call rqlab.memory()" if name == "memory" else ""
-        raise ValidationError(f"durability: expected one of {', '.join(map(repr, filed))}; got {name!r}{hint}")
+        hint = "; for a queue in memory call rqlab.memory()" if isinstance(name, str) and name == "memory" else ""
+        raise ValidationError(f"durability: expected one of {', '.join(map(repr, filed))}; got {shown(name)}{hint}")
     return MODES[name]
 
 

@@ -598,7 +598,8 @@ class Queues:
 
     def backup(self, path: str | os.PathLike[str]) -> None:
         """Copy the directory, as it is at one instant, into a new one; others go on. StoreError if it cannot be."""
-        self._on_disk("back up").backup(_checked_path(path))
+        target = _checked_path(path)
+        self._on_disk("back up").backup(target)
 
     def vacuum(self) -> None:
         """Give the space of removed jobs back to the file system; writers wait meanwhile."""
@@ -949,9 +950,18 @@ def _ack(pair: object) -> Ending | ValidationError:
 def _checked_path(path: object) -> Path:
     if isinstance(path, str | os.PathLike):
         named = os.fspath(path)
-        if isinstance(named, str) and named and "\0" not in named:
+        if isinstance(named, str) and named and "\0" not in named and _is_encodable(named):
             return Path(named).absolute()  # the program may change its directory
     raise ValidationError(f"path: expected the path of a directory; got {shown(path)}")
+
+
+def _is_encodable(path: str) -> bool:
+    """Whether the system can be asked for it: some surrogates stand for bytes that are no Unicode, others for nothing."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _checked_job(job: object) -> Job:

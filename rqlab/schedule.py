@@ -17,6 +17,7 @@ import math
 import sys
 from bisect import bisect_left
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -327,11 +328,11 @@ def _step(every: float) -> int:
 
 
 def _zone(timezone: str) -> ZoneInfo:
-    try:
-        return ZoneInfo(timezone)
-    except (LookupError, ValueError, OSError, TypeError, AttributeError):  # zoneinfo's ways to say no
-        expected = "an IANA name such as 'UTC' or 'Europe/Berlin' (if it is one: pip install tzdata)"
-        raise _unexpected("timezone", expected, timezone) from None
+    with suppress(LookupError, ValueError, OSError):  # zoneinfo's ways to say no
+        if isinstance(timezone, str):  # anything else it would look up, and so compare, by its own code
+            return ZoneInfo(timezone)
+    expected = "an IANA name such as 'UTC' or 'Europe/Berlin' (if it is one: pip install tzdata)"
+    raise _unexpected("timezone", expected, timezone)
 
 
 def _checked_cron(cron: object, now: int) -> str:

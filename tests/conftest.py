@@ -49,6 +49,15 @@ class StubbornStore(MemoryStore):
         return super().write(work)
 
 
+class Unequal:
+    """A value that cannot be compared, as an array of numbers cannot."""
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("neither true nor false")
+
+    __hash__ = object.__hash__
+
+
 @pytest.fixture
 def wall(monkeypatch: pytest.MonkeyPatch) -> Wall:
     """The front door's clock; queues opened in the test tell its time."""

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import Unequal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -504,7 +505,7 @@ def test_opening_refuses_wrong_settings_and_makes_no_directory(tmp_path: Path, w
     "wrong",
     [
         {"busy_timeout": -1}, {"busy_timeout": math.nan}, {"durability": "fast"}, {"durability": "memory"},
-        {"durability": None}, {"durability": ["durable"]}, {"read_only": 1}, {"allow_network_filesystem": "yes"},
+        {"durability": None}, {"durability": ["durable"]}, {"durability": Unequal()}, {"read_only": 1}, {"allow_network_filesystem": "yes"},
     ],
 )  # fmt: skip
 def test_opening_a_directory_refuses_wrong_settings(tmp_path: Path, wrong: dict[str, Any]) -> None:
@@ -514,10 +515,11 @@ def test_opening_a_directory_refuses_wrong_settings(tmp_path: Path, wrong: dict[
     assert not (tmp_path / "jobs").exists()
 
 
-@pytest.mark.parametrize("path", ["", None, 7, b"jobs", ["jobs"]])
-def test_a_path_is_text_or_a_path(path: Any) -> None:
-    with pytest.raises(ValidationError, match=r"path: expected.*got"):
-        rqlab.open(path)
+@pytest.mark.parametrize("path", ["", None, 7, b"jobs", ["jobs"], SURROGATE])
+def test_a_path_is_text_or_a_path(path: Any, rq: rqlab.Queues) -> None:
+    for call in (rqlab.open, rq.backup):
+        with pytest.raises(ValidationError, match=r"path: expected.*got"):
+            call(path)
 
 
 @pytest.mark.parametrize("setting", [{"stall_timeout": 0.1}, {"tick_interval": 0.001}, {"tick_interval": 1e-12}])

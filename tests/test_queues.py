@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import START, Wall
+from conftest import START, Unequal, Wall
 from msgspec.structs import replace
 
 import rqlab
@@ -1241,12 +1241,8 @@ def test_the_same_schedule_in_other_words_changes_nothing(rq: rqlab.Queues) -> N
 
 
 def test_a_value_whose_comparison_fails_is_refused_as_any_other(rq: rqlab.Queues) -> None:
-    class Point:
-        def __eq__(self, other: object) -> bool:
-            raise AttributeError("x")
-
     with pytest.raises(rqlab.ValidationError, match="data: expected a JSON value"):
-        rq.push("q", "n", Point())
+        rq.push("q", "n", Unequal())
 
 
 def test_a_path_that_is_none_is_refused(rq: rqlab.Queues, tmp_path: Path) -> None:
