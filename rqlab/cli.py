@@ -5,6 +5,7 @@ mistake ends with one line on stderr: exit code 2 if the command was given wrong
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -59,7 +60,9 @@ class Commands(TyperGroup):
         except BrokenPipeError:  # `rqlab jobs DIR | head`: what was to be seen has been seen
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
-        except OSError as error:
+        except OSError as error:  # those of a directory are RQLabErrors by now
+            if error.errno == errno.ENOSPC:
+                _fail("cannot print what was asked for: the disk that the output goes to is full", FAILED)
             _fail(str(error), FAILED)
 
 
@@ -84,10 +87,25 @@ AsJson = Annotated[
 
 def main() -> None:
     """The entry point of `rqlab` and `python -m rqlab`."""
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream that somebody has replaced
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     app(prog_name="rqlab")
+
+
+def _open_what_is_closed() -> None:
+    """Whoever starts us without standard streams (`>&-`, some daemons) wants no output; Python has None for them.
+
+    Their numbers must not go to the next files that are opened: what is printed would be written into those.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
 
 
 def _show_version(is_asked: bool) -> None:

@@ -206,14 +206,16 @@ class TestEveryCommandOnWhatIsThere:
     def test_refuses_a_directory_that_is_not_there_and_makes_none(
         self, command: tuple[str, ...], tmp_path: Path
     ) -> None:
-        assert "expected a directory that rqlab has made" in refused(1, command[0], tmp_path / "none", *command[1:])
+        said = refused(1, command[0], tmp_path / "none", *command[1:])
+
+        assert "expected a directory that rqlab has made; found none. Look for a mistake in the path" in said
         assert list(tmp_path.iterdir()) == []
 
     def test_refuses_a_directory_that_is_a_file_or_not_its_own(self, command: tuple[str, ...], tmp_path: Path) -> None:
         (tmp_path / "file").write_text("mine")
 
-        assert "error: cannot read" in refused(1, command[0], tmp_path / "file", *command[1:])
-        assert "error: cannot read" in refused(1, command[0], tmp_path, *command[1:])
+        assert "has made; found a file." in refused(1, command[0], tmp_path / "file", *command[1:])
+        assert "has made; found one without cache.db." in refused(1, command[0], tmp_path, *command[1:])
         assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
@@ -621,6 +623,29 @@ def test_a_reader_that_has_seen_enough_is_no_error(path: Path) -> None:
         ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
 
         assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_without_standard_streams_does_its_work(path: Path, closed: str) -> None:
+    """As some daemons and cron jobs start one; files that are opened then may not become those streams."""
+    for command in ("push {} emails send 1", "status {}", "push {} emails send 2"):
+        shell = f"exec {sys.executable} -m rqlab {command.format(path)} {closed}"
+        ended = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+        assert (ended.returncode, ended.stderr) == (0, "")
+
+    assert [job["data"] for job in run("jobs", path, "--json").document] == [1, 2]
+    assert run("doctor", path).code == 0
+
+
+def test_an_output_that_cannot_be_written_is_told_from_a_directory_that_cannot(path: Path) -> None:
+    run("push", path, "emails", "send")
+    shell = f"{sys.executable} -m rqlab jobs {path} >/dev/full"
+
+    ended = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: cannot print")
 
 
 class TestWorker:

@@ -389,6 +389,11 @@ class DiskStore(Reads):
             )
         try:
             _make_safely(self.path)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StoreError(
+                f"cannot make the directory {self.path}: expected nothing, or directories only, on that path; found a "
+                "file. Choose another path"
+            ) from error
         except OSError as error:
             raise file_error(f"cannot make the directory {self.path}", error) from error
         is_whole = not (self.path / f"{DATABASE}-journal").exists()  # else it was cut as it was made: _open mends it

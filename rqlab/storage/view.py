@@ -57,7 +57,10 @@ class ReadOnlyStore(Reads):
         except OSError as error:  # a directory that may not be entered
             raise file_error(f"cannot read {self.path}", error) from error
         if not is_there:
-            raise StoreError(f"cannot read {self.path}: expected a directory that rqlab has made; found none")
+            raise StoreError(
+                f"cannot read {self.path}: expected a directory that rqlab has made; found {_what_is_at(self.path)}. "
+                "Look for a mistake in the path; the first push, or rqlab.open without read_only, makes a directory"
+            )
         self._write_lock = Lock(self.path / "write.lock", busy_timeout, only_look=True)
         _views.add(self)
         try:
@@ -185,6 +188,12 @@ def let_views_go() -> None:
     """Have all views connect anew: SQLite would give this process's writer a view's read-only shared memory."""
     for view in list(_views):
         view.let_go()
+
+
+def _what_is_at(path: Path) -> str:
+    if path.is_dir():
+        return f"one without {DATABASE}"
+    return "a file" if path.exists() else "none"
 
 
 def _size(path: Path) -> int:
