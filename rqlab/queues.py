@@ -956,7 +956,7 @@ def _checked_path(path: object) -> Path:
 
 
 def _is_encodable(path: str) -> bool:
-    """Whether the system can be asked for it: some surrogates stand for bytes that are no Unicode, others for nothing."""
+    """Whether the system can be asked for it: a surrogate stands for a byte that is no Unicode, or for nothing."""
     try:
         os.fsencode(path)
     except UnicodeEncodeError:

@@ -505,7 +505,8 @@ def test_opening_refuses_wrong_settings_and_makes_no_directory(tmp_path: Path, w
     "wrong",
     [
         {"busy_timeout": -1}, {"busy_timeout": math.nan}, {"durability": "fast"}, {"durability": "memory"},
-        {"durability": None}, {"durability": ["durable"]}, {"durability": Unequal()}, {"read_only": 1}, {"allow_network_filesystem": "yes"},
+        {"durability": None}, {"durability": ["durable"]}, {"durability": Unequal()}, {"read_only": 1},
+        {"allow_network_filesystem": "yes"},
     ],
 )  # fmt: skip
 def test_opening_a_directory_refuses_wrong_settings(tmp_path: Path, wrong: dict[str, Any]) -> None:
