@@ -265,13 +265,15 @@ def test_more_jobs_than_a_transaction_may_move_are_all_moved_in_one_tick(
 
 
 def test_a_schedule_that_owes_more_ticks_than_a_transaction_may_push_gets_all(
-    engine: Engine, keeper: Housekeeper
+    engine: Engine, store: StubbornStore, keeper: Housekeeper
 ) -> None:
     put_schedule(engine, every=1, catch_up="all")
+    before = store.commits
 
     keeper.step(NOW + 1_700 * SECOND)
 
     assert engine.counts(["scheduled"]).waiting == 1_700
+    assert store.commits - before == 4, "of at most 500 each: others wait for the lock meanwhile"
 
 
 # Isolation.
@@ -481,6 +483,27 @@ def test_a_lease_that_lies_too_far_ahead_is_cut_after_the_wall_clock_went_back(
 
     assert engine.get(held_here).attempt == 1
     assert engine.get(held_elsewhere).attempt == 0
+
+
+@pytest.mark.parametrize("has_beaten", [False, True])
+def test_a_run_that_began_before_the_wall_clock_went_back_still_times_out(
+    engine: Engine, keeper: Housekeeper, has_beaten: bool
+) -> None:
+    """Its time-out counts from the new time. A heartbeat that came first has put the lease right, but not the start."""
+    job_id = push(engine, timeout=100.0)
+    keeper.step(NOW)
+    held = pull(engine, now=NOW)
+    back = NOW - 3600 * SECOND
+    if has_beaten:
+        engine.heartbeat(held, back)
+
+    for second in range(101):
+        keeper.step(back + second * SECOND)
+        assert engine.get(job_id).attempt == (second == 100)
+        if second % 10 == 0 and second < 100:
+            engine.heartbeat(held, back + second * SECOND)
+
+    assert engine.get(job_id).last_error == "timed out after 100 s"
 
 
 def test_a_housekeeper_that_starts_after_the_clock_went_back_cuts_leases_too(engine: Engine) -> None:
