@@ -18,8 +18,25 @@
 A handler may raise three more, which are outcomes, not errors of rqlab: RetryAfter, DeadLetter and Snooze.
 """
 
+from datetime import timedelta
+from typing import Any
 
-class RQLabError(Exception):
+
+class _Travelling(Exception):
+    """Comes out of a pickle, and so out of a pool of processes, as it went in.
+
+    Python would call the class with the message alone; where it takes more, that breaks the whole pool.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (type(self), self.args), self.__dict__
+
+
+def _unpickled(kind: type[_Travelling], args: tuple[Any, ...]) -> _Travelling:
+    return kind.__new__(kind, *args)
+
+
+class RQLabError(_Travelling):
     """Whatever rqlab raises on purpose."""
 
 
@@ -122,24 +139,29 @@ class FormatTooNew(StoreError):
     """A newer rqlab wrote this directory: upgrade rqlab to open it."""
 
 
-class RetryAfter(Exception):
+class RetryAfter(_Travelling):
     """Raised by a handler: this attempt failed; try again in `seconds` instead of after the backoff."""
 
-    def __init__(self, seconds: float, reason: str = "") -> None:
-        super().__init__(reason or f"retry after {seconds} s")
+    def __init__(self, seconds: float | timedelta, reason: str = "") -> None:
+        super().__init__(reason or f"retry after {_said(seconds)}")
         self.seconds = seconds
 
 
-class DeadLetter(Exception):
+class DeadLetter(_Travelling):
     """Raised by a handler: this attempt failed and no other may follow; to the dead-letter queue."""
 
     def __init__(self, reason: str = "dead-lettered by its handler") -> None:
         super().__init__(reason)
 
 
-class Snooze(Exception):
+class Snooze(_Travelling):
     """Raised by a handler: not now, run me again in `seconds`; no attempt is charged."""
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"snoozed for {seconds} s")
+    def __init__(self, seconds: float | timedelta) -> None:
+        super().__init__(f"snoozed for {_said(seconds)}")
         self.seconds = seconds
+
+
+def _said(seconds: object) -> str:
+    """A duration as it was given; whether it is one is seen where it is used."""
+    return f"{seconds.total_seconds():g} s" if isinstance(seconds, timedelta) else f"{seconds} s"

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import os
+import pickle
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,8 @@ def test_fail_takes_exceptions_and_keeps_what_and_where(rq: rqlab.Queues) -> Non
     [
         (rqlab.RetryAfter(90), "delayed", 1, 90_000),
         (rqlab.RetryAfter(0), "waiting", 1, None),
+        (rqlab.RetryAfter(timedelta(minutes=2)), "delayed", 1, 120_000),
+        (rqlab.Snooze(timedelta(minutes=2)), "delayed", 0, 120_000),
         (rqlab.DeadLetter("no such customer"), "dlq", 1, None),
         (rqlab.Snooze(60), "delayed", 0, 60_000),
         (rqlab.Snooze(0), "waiting", 0, None),
@@ -367,6 +370,47 @@ def test_fail_takes_the_three_outcomes(
 
     assert (job.state, job.attempt) == (state, attempt)
     assert job.delay_until == (None if delay is None else START + delay)
+
+
+def test_an_outcome_says_its_duration_in_seconds() -> None:
+    assert str(rqlab.RetryAfter(timedelta(minutes=2))) == "retry after 120 s"
+    assert str(rqlab.Snooze(timedelta(milliseconds=1500))) == "snoozed for 1.5 s"
+    assert str(rqlab.RetryAfter(90)) == "retry after 90 s"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        rqlab.DuplicateKey("q", "key", "some-id"),
+        rqlab.JobNotFound("some-id", "cancel"),
+        rqlab.ScheduleNotFound("s", "pause", ["t"]),
+        rqlab.LeaseLost("lost"),
+        rqlab.ValidationError("priority: expected"),
+        rqlab.Reentered("these"),
+        rqlab.StoreFull("full"),
+        rqlab.RetryAfter(90, "rate limit"),
+        rqlab.Snooze(timedelta(minutes=2)),
+        rqlab.DeadLetter("no such customer"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_comes_out_of_a_process_pool_as_it_went_in(error: Exception) -> None:
+    """By way of pickle; where that fails, the pool ends as broken, and nobody learns why."""
+    error.add_note("seen by a child")
+
+    again = pickle.loads(pickle.dumps(error))
+
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
+
+
+def test_a_job_comes_out_of_a_process_pool_as_it_went_in(rq: rqlab.Queues) -> None:
+    rq.push("q", "n", {"to": "ada"}, tags=["t"], metadata={"a": 1})
+    job = rq.ack(pull_one(rq), [1, 2])
+
+    again = pickle.loads(pickle.dumps(job))
+
+    assert again == job
+    assert (again.data, again.result, again.metadata, again.state) == ({"to": "ada"}, [1, 2], {"a": 1}, State.COMPLETED)
 
 
 def test_a_release_gives_the_job_back_uncharged(rq: rqlab.Queues) -> None:
