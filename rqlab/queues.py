@@ -597,15 +597,21 @@ class Queues:
     # The directory.
 
     def backup(self, path: str | os.PathLike[str]) -> None:
-        """Copy the directory, as it is at one instant, into a new one; others go on. StoreError if it cannot be."""
+        """Copy the directory, as it is at one instant, into a new one; others go on. StoreError if it cannot be.
+
+        With `read_only` too: what is on the disk, beside whoever owns the directory.
+        """
         target = _checked_path(path)
-        self._on_disk("back up").backup(target)
+        if not isinstance(self._store, DiskStore | HybridStore | ReadOnlyStore):
+            raise StoreError(f"cannot back up {self!r}: expected queues in a directory")
+        self._store.backup(target)
 
     def vacuum(self) -> None:
         """Give the space of removed jobs back to the file system; writers wait meanwhile."""
         if self.path is not None:
             self._refuse_if_read_only()
-            self._on_disk("vacuum").vacuum()
+            assert isinstance(self._store, DiskStore | HybridStore), "a directory that may be written"
+            self._store.vacuum()
 
     def flush(self) -> None:
         """A barrier: when it returns, everything stored so far is as safe as the mode can make it."""
@@ -851,11 +857,6 @@ class Queues:
     def _refuse_if_read_only(self) -> None:
         if self.read_only:
             raise StoreError(f"{self.path} was opened with read_only=True: open it without to change anything")
-
-    def _on_disk(self, attempted: str) -> DiskStore | HybridStore:
-        if not isinstance(self._store, DiskStore | HybridStore):
-            raise StoreError(f"cannot {attempted} {self!r}: expected queues in a directory, opened for writing")
-        return self._store
 
 
 #: What an item of push_many may say beside its name, as may a schedule; and what holds if it does not.

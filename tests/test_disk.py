@@ -1191,7 +1191,8 @@ def test_a_look_at_one_instant_at_a_still_directory_holds_writers_off(made: Path
 # Copies.
 
 
-def test_a_backup_under_load_is_consistent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [DiskStore, ReadOnlyStore])
+def test_a_backup_under_load_is_consistent(tmp_path: Path, kind: type[DiskStore | ReadOnlyStore]) -> None:
     loads = """
 import threading
 rq = rqlab.open(sys.argv[1])
@@ -1202,7 +1203,7 @@ def load(queue):
 for queue in ("a", "b"): threading.Thread(target=load, args=(queue,), daemon=True).start()
 while rq.counts().completed < 50: pass
 """
-    with another_process(loads, tmp_path / "q"), closing(DiskStore(tmp_path / "q")) as store:
+    with another_process(loads, tmp_path / "q"), closing(kind(tmp_path / "q")) as store:
         for copy in range(3):
             store.backup(tmp_path / f"copy-{copy}")
     for copy in range(3):
@@ -1215,6 +1216,21 @@ while rq.counts().completed < 50: pass
             for found in store.scan("ready/a/", "ready/a/" + LAST, 1_000):
                 store.load(found)
             put(store, job(1))
+
+
+def test_a_view_backs_up_a_still_directory_and_changes_nothing_in_it(store: DiskStore, tmp_path: Path) -> None:
+    put(store, job(1), sized(2, 60_000))
+    store.close()
+    before = {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in store.path.iterdir()}
+
+    with closing(ReadOnlyStore(store.path)) as view:
+        view.backup(tmp_path / "copy")
+        with pytest.raises(StoreError, match="expected an empty directory; found"):
+            view.backup(store.path)
+
+    assert {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in store.path.iterdir()} == before
+    with closing(DiskStore(tmp_path / "copy")) as copy:
+        assert line(copy, "a") == [1, 2]
 
 
 def test_a_backup_is_refused_where_there_are_files(store: DiskStore, tmp_path: Path) -> None:
@@ -1242,14 +1258,18 @@ def test_a_backup_that_was_killed_can_be_made_again(store: DiskStore, tmp_path: 
         assert line(view, "a") == [1]
 
 
-def test_a_backup_that_failed_can_be_made_again(store: DiskStore, small_disk: Path) -> None:
+@pytest.mark.parametrize("kind", [DiskStore, ReadOnlyStore])
+def test_a_backup_that_failed_can_be_made_again(
+    store: DiskStore, small_disk: Path, kind: type[DiskStore | ReadOnlyStore]
+) -> None:
     put(store, *(sized(number, 60_000) for number in range(5)))
     filler = fill(small_disk)
 
-    with pytest.raises(StoreFull):
-        store.backup(small_disk / "copy")
-    filler.unlink()
-    store.backup(small_disk / "copy")
+    with closing(kind(store.path)) as source:
+        with pytest.raises(StoreFull, match=f"cannot back up to {small_disk / 'copy'}"):
+            source.backup(small_disk / "copy")
+        filler.unlink()
+        source.backup(small_disk / "copy")
     with closing(ReadOnlyStore(small_disk / "copy")) as view:
         assert len(line(view, "a")) == 5
 

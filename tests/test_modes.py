@@ -159,3 +159,20 @@ def test_what_is_older_than_the_interval_and_a_snapshot_survives_a_kill(tmp_path
         f"{lost_in_all} lost, the oldest {oldest * 1000:.0f} ms old, at an interval of {INTERVAL_SECONDS * 1000:.0f} ms"
     )
     assert lost_in_all, "a mode that loses nothing here is tested by a broken test"
+
+
+@pytest.mark.parametrize("mode", FILED)
+def test_what_is_on_the_disk_can_be_backed_up_beside_whoever_owns_the_directory(tmp_path: Path, mode: str) -> None:
+    """By a cron job, say: a second process may not open a one-owner mode's directory, but may look."""
+    with rqlab.open(tmp_path / "q", mode) as owner:
+        ids = owner.push_many("a", [{"name": "n", "data": "x" * size} for size in (1, 5_000, 100_000)])
+        owner.flush()
+        with rqlab.open(tmp_path / "q", read_only=True) as view:
+            view.backup(tmp_path / "copy")
+        owner.push("a", "later")
+
+    with rqlab.open(tmp_path / "copy") as copy:
+        assert [job.id for job in copy.jobs()] == ids
+        assert [len(job.data) for job in copy.jobs()] == [1, 5_000, 100_000]
+    with closing(DiskStore(tmp_path / "copy")) as store:
+        assert counted(store) == recounted(store)

@@ -26,6 +26,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from rqlab.errors import FormatTooNew, Reentered, RQLabError, StoreBusy, StoreCorrupt, StoreError
 from rqlab.storage import FORMAT, Transaction
 from rqlab.storage.cache import FOREIGN_WRITER_SECONDS, SETTINGS, Cache, Timeout
+from rqlab.storage.directory import make_safely
 from rqlab.storage.entries import (
     DATABASE,
     FORMAT_KEY,
@@ -51,6 +52,7 @@ from rqlab.storage.view import (
     BESIDE_A_WRITER,
     LOOK_SECONDS,
     ReadOnlyStore,
+    back_up,
     connect_read_only,
     identity,
     inherited,
@@ -388,7 +390,7 @@ class DiskStore(Reads):
                 "allow_network_filesystem=True"
             )
         try:
-            _make_safely(self.path)
+            make_safely(self.path)
         except (FileExistsError, NotADirectoryError) as error:
             raise StoreError(
                 f"cannot make the directory {self.path}: expected nothing, or directories only, on that path; found a "
@@ -498,24 +500,12 @@ class DiskStore(Reads):
     def backup(self, target: Path) -> None:
         """Copy the database, as it is at one instant, into a new directory; writers go on meanwhile."""
         self._refuse_if_closed()
-        unfinished = target / "cache.db-unfinished"
-        try:
-            _make_safely(target)
-            for found in target.iterdir():
-                if not found.name.startswith(unfinished.name):  # it, or SQLite's journal of it: a kill cut it short
-                    raise StoreError(f"cannot back up to {target}: expected an empty directory; found {found.name}")
-                found.unlink()
-            with (
-                contextlib.closing(connect_read_only(self.path, BESIDE_A_WRITER)) as source,
-                contextlib.closing(sqlite3.connect(unfinished)) as copy,
-            ):
-                source.backup(copy)
-            unfinished.rename(target / DATABASE)
-            _fsync_directory(target)
-        except OSError as error:
-            raise file_error(f"cannot back up to {target}", error) from error
-        except sqlite3.Error as error:
-            raise in_our_words(error, target, "back up to") from error
+
+        def copy(into: sqlite3.Connection) -> None:
+            with contextlib.closing(connect_read_only(self.path, BESIDE_A_WRITER)) as source:
+                source.backup(into)
+
+        back_up(target, copy)
 
     def close(self) -> None:
         if os.getpid() != self._pid:
@@ -536,30 +526,6 @@ class DiskStore(Reads):
                 self._connection.close()
                 self._write_lock.close()
                 self._owner.close()
-
-
-def _make_safely(path: Path) -> None:
-    """Make a directory whose name survives a power cut: SQLite syncs the names in it, nobody its own.
-
-    The parent of a directory that is there but has no database is synced too: whoever made it may have died first.
-    """
-    path = path.absolute()
-    if (path / DATABASE).exists():
-        return
-    unsafe = [path.parent, *(each.parent for each in path.parents if not each.exists())]
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
-    for parent in unsafe:
-        with contextlib.suppress(PermissionError):  # it may be entered but not read: then it was there before us
-            _fsync_directory(parent)
-
-
-def _fsync_directory(path: Path) -> None:
-    """Make the names of new files in it safe."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _read_the_log_from_the_disk(log: Path) -> None:

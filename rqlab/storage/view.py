@@ -13,6 +13,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from rqlab.errors import Reentered, StoreBusy, StoreError
 from rqlab.storage import Transaction
 from rqlab.storage.cache import FOREIGN_WRITER_SECONDS
+from rqlab.storage.directory import fsync_directory, make_safely
 from rqlab.storage.entries import DATABASE, Condition, Raw, Reads, check_format, complaints, condition, in_our_words
 from rqlab.storage.locks import Lock, file_error
 
@@ -137,6 +138,28 @@ class ReadOnlyStore(Reads):
         """There is nothing to flush."""
         self._read(lambda raw: None)
 
+    def backup(self, target: Path) -> None:
+        """Copy the database, as it is at one instant, into a new directory.
+
+        Whoever writes goes on meanwhile; writers that come to a directory that nobody had open wait for its end.
+        """
+
+        def copy(into: sqlite3.Connection) -> None:
+            error = self._read(lambda raw: self._copy(into))
+            if error is not None:
+                raise error
+
+        back_up(target, copy)
+
+    def _copy(self, into: sqlite3.Connection) -> sqlite3.Error | None:
+        """What went wrong is not raised here, where it would be said of our own file: mostly the other disk is full."""
+        assert self._connection is not None, "a look has one"
+        try:
+            self._connection.backup(into)
+        except sqlite3.Error as error:
+            return error
+        return None
+
     def close(self) -> None:
         if os.getpid() == self._pid:
             with _looking:
@@ -202,6 +225,25 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+def back_up(target: Path, copy: Callable[[sqlite3.Connection], None]) -> None:
+    """Have a database copied into a new directory, which has it whole or not at all."""
+    unfinished = target / "cache.db-unfinished"
+    try:
+        make_safely(target)
+        for found in target.iterdir():
+            if not found.name.startswith(unfinished.name):  # it, or SQLite's journal of it: a kill cut it short
+                raise StoreError(f"cannot back up to {target}: expected an empty directory; found {found.name}")
+            found.unlink()
+        with contextlib.closing(sqlite3.connect(unfinished)) as into:
+            copy(into)
+        unfinished.rename(target / DATABASE)
+        fsync_directory(target)
+    except OSError as error:
+        raise file_error(f"cannot back up to {target}", error) from error
+    except sqlite3.Error as error:
+        raise in_our_words(error, target, "back up to") from error
 
 
 def connect_read_only(path: Path, how: str) -> sqlite3.Connection:
