@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from rqlab import AsyncContext, Context, Job, LeaseLost, ValidationError, execut
 from rqlab.executors import Executor, Report, Run, Services
 from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.loop import LoopExecutor
-from rqlab.executors.processes import ProcessExecutor
+from rqlab.executors.processes import ProcessExecutor, Setup, encode, import_paths, started_child
 from rqlab.executors.threads import ThreadExecutor
 from rqlab.job import State
 
@@ -828,6 +830,23 @@ def test_children_die_with_their_parent(tmp_path: Path, is_busy: bool) -> None:
     parent.wait(LONG)
 
     wait_for(lambda: not is_alive(child), "the child's end")
+
+
+@pytest.mark.parametrize("hears", [False, True])
+def test_a_child_whose_parent_is_killed_as_it_starts_ends_without_a_word(
+    hears: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before it is told what to run, or when it says that it is ready: a traceback would look like a fault of ours."""
+    ours, theirs = socket.socketpair()
+    child = started_child("_child", theirs, import_paths())
+    theirs.close()
+    if hears:
+        setup = Setup(import_paths(), None, {"": "handlers_that_travel:sleep"})
+        Connection(ours.detach()).send_bytes(encode(setup))  # and let go of at once: nobody hears the answer
+    ours.close()
+
+    assert child.wait(LONG) == 1
+    assert capfd.readouterr().err == ""
 
 
 # Child processes of a worker.

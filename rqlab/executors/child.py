@@ -8,7 +8,7 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NoReturn
 
 from rqlab.errors import LeaseLost
 from rqlab.executors import AsyncContext, Context, Handlers, Run, Services, call, is_async
@@ -22,6 +22,7 @@ from rqlab.executors.processes import (
     Said,
     Setup,
     Start,
+    ToChild,
     ToParent,
     decode_to_child,
     encode,
@@ -65,7 +66,7 @@ class _Child:
         self._pid = os.getpid()  #: what a handler forks has another, and the same socket: it may not speak on it
 
     def serve(self) -> None:
-        setup = decode_to_child(self._connection.recv_bytes())
+        setup = self._received()
         assert isinstance(setup, Setup), "a parent first says what to run"
         try:
             handlers = self._load(setup)
@@ -97,15 +98,11 @@ class _Child:
 
     def _listen(self) -> None:
         while True:
-            try:
-                message = decode_to_child(self._connection.recv_bytes())
-            except (EOFError, OSError):
-                os._exit(1)  # the parent is gone, and with it whoever keeps this run's lease
-            match message:
+            match self._received():
                 case Start(job):
                     self._starts.put(Run(job, self._services))
-                case Said():
-                    self._said.put(message)
+                case Said() as said:
+                    self._said.put(said)
 
     def _is_forked(self) -> bool:
         return os.getpid() != self._pid
@@ -122,9 +119,23 @@ class _Child:
             run.is_lost = True
             raise LeaseLost(lost)
 
+    def _received(self) -> ToChild:
+        try:
+            return decode_to_child(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            _die_with_the_parent()
+
     def _send(self, message: ToParent) -> None:
-        with self._sending:
-            self._connection.send_bytes(encode(message))
+        try:
+            with self._sending:
+                self._connection.send_bytes(encode(message))
+        except (BrokenPipeError, ConnectionResetError):
+            _die_with_the_parent()
+
+
+def _die_with_the_parent() -> NoReturn:
+    """It is gone, and with it whoever keeps this run's lease. Without a word: nobody has done anything wrong here."""
+    os._exit(1)
 
 
 def _waited_for(function: Any) -> Any:
