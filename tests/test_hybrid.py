@@ -307,6 +307,17 @@ def test_a_transaction_larger_than_the_bound_returns_when_it_is_safe(tmp_path: P
         assert len(safe(tmp_path)) == len(ids) == 200
 
 
+@pytest.mark.parametrize("taken", [1, 90, 399])
+def test_a_large_transaction_is_not_acknowledged_while_it_and_the_snapshot_under_way_are_more_than_the_bound(
+    tmp_path: Path, taken: int
+) -> None:
+    with closing(opened(tmp_path, max_dirty=100, busy_timeout=0.05)) as store:
+        put(store, *(job(number) for number in range(taken)))
+        store.take()
+        with pytest.raises(StoreBusy, match="This write is one of them: it is kept"):
+            put(store, *(job(1_000 + number) for number in range(400)))
+
+
 def test_a_large_transaction_that_waited_in_vain_is_kept_and_that_is_said(tmp_path: Path) -> None:
     with closing(opened(tmp_path, max_dirty=1, busy_timeout=0.05)) as store:
         with pytest.raises(StoreBusy, match="This write is one of them: it is kept"):

@@ -146,7 +146,8 @@ class HybridStore(MemoryStore):
                 if self._is_closing:
                     raise StoreError(self._closed_as)
                 before, taken = self._dirty_writes, self._taken
-                if before + (0 if taken is None else taken.writes) < self._bound:  # unsafe_writes, under the lock
+                waiting = 0 if taken is None else taken.writes
+                if before + waiting < self._bound:  # unsafe_writes, under the lock
                     result = self._write(work)
                     after = self._dirty_writes
                     break
@@ -154,11 +155,11 @@ class HybridStore(MemoryStore):
         if (after and not self._has_called) or before < self.max_dirty <= after:
             self.on_unsafe()
             self._has_called = True
-        if after > self._bound:  # a transaction larger than all that may be unsafe: it is acknowledged when it is safe
-            self._wait_until_safe()
+        if after + waiting > self._bound:  # a large transaction: it is acknowledged when no more than that is unsafe
+            self._wait_for_its_room()
         return result
 
-    def _wait_until_safe(self) -> None:
+    def _wait_for_its_room(self) -> None:
         try:
             self.make_room()
         except StoreBusy as error:
