@@ -15,13 +15,15 @@ import rqlab
 from rqlab import queues
 from rqlab.ids import Ids
 from rqlab.simulation import recovery
-from rqlab.simulation.platter import Platter
+from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Platter
 from rqlab.simulation.recorder import Recorder
 from rqlab.simulation.recovery import History
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.entries import Row
 
 JOBS = "jobs"  # the store's directory within the recorded one
+WAYS = [(kind, names) for kind in CRASH_KINDS for names in NAME_MODELS]
+ENGINE_SHARE = 10  # one cut in so many is recovered through the engine too
 CHECKPOINT_FRAMES = 30  # SQLite's default is 1000: no small workload gets there
 
 
@@ -143,3 +145,20 @@ def pushes(rq: rqlab.Queues, wall: Wall) -> Iterator[None]:
 def _one_more(rq: rqlab.Queues, wall: Wall) -> Iterator[None]:
     rq.push("mail", "send", "after it was opened again")
     yield
+
+
+def runs_on(directory: Path, state: recovery.State, durability: str = "durable") -> None:
+    """The engine opens what a cut left, finds the jobs of this state, and takes a job from push to ack.
+
+    Nobody may have opened the directory since the cut: who does recovers it, and tidies up.
+    """
+    jobs = {job.id for job in recovery.jobs_in(state)}
+    with rqlab.open(directory, durability) as rq:
+        before = rq.jobs(limit=1_000)
+        assert {job.id for job in before} == jobs
+        assert sum(getattr(rq.counts(), state) for state in rqlab.State) == len(before)
+        pushed = rq.push("after", "cut")
+        (job,) = rq.pull("after", worker="w3")
+        assert job.id == pushed
+        assert rq.ack(job).state == "completed"
+        assert len(rq.jobs(limit=1_000)) == len(before) + 1

@@ -14,12 +14,23 @@ from pathlib import Path
 import diskcache
 import pytest
 from conftest import Wall
-from power_cuts import JOBS, Recorded, everything, fix_chance, let_diskcache_write, pushes, record
+from power_cuts import (
+    ENGINE_SHARE,
+    JOBS,
+    WAYS,
+    Recorded,
+    everything,
+    fix_chance,
+    let_diskcache_write,
+    pushes,
+    record,
+    runs_on,
+)
 
 import rqlab
 from rqlab.errors import StoreError
 from rqlab.simulation import recovery
-from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
+from rqlab.simulation.platter import CRASH_KINDS, Cut, Platter
 from rqlab.simulation.recorder import ERRORS, Fault, Recorder
 from rqlab.simulation.recovery import History, Verdict, laid_out
 from rqlab.simulation.windows import WINDOWS, hits
@@ -27,8 +38,6 @@ from rqlab.storage import cache, disk
 
 SEEDS = range(int(os.environ.get("RQLAB_CUT_SEEDS", "1")))  # each cuts every operation in every way; see make torture
 ORDINARY_CUTS = 5_000  # at least so many in an ordinary run
-ENGINE_SHARE = 10  # one cut in so many is recovered through the engine too
-WAYS = [(kind, names) for kind in CRASH_KINDS for names in NAME_MODELS]
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +63,6 @@ def verdicts(recorded: Recorded, kind: str, names: str, scratch: Path, seed: int
     return [history.judge(platter, Cut(at, kind, names, seed), scratch) for at in range(len(platter) + 1)]
 
 
-def runs_on(directory: Path, state: recovery.State) -> None:
-    """The engine opens what a cut left, finds the jobs of this state, and takes a job from push to ack.
-
-    Nobody may have opened the directory since the cut: who does recovers it, and tidies up.
-    """
-    jobs = {job.id for job in recovery.jobs_in(state)}
-    with rqlab.open(directory) as rq:
-        before = rq.jobs(limit=1_000)
-        assert {job.id for job in before} == jobs
-        assert sum(getattr(rq.counts(), state) for state in rqlab.State) == len(before)
-        pushed = rq.push("after", "cut")
-        (job,) = rq.pull("after", worker="w3")
-        assert job.id == pushed
-        assert rq.ack(job).state == "completed"
-        assert len(rq.jobs(limit=1_000)) == len(before) + 1
-
-
 # What is lost: nothing.
 
 
@@ -93,11 +85,12 @@ def test_the_campaign_is_large_and_hits_every_window(workload: Recorded) -> None
 @pytest.mark.parametrize(("kind", "names"), WAYS)
 def test_the_engine_goes_on_after_a_cut(workload: Recorded, scratch: Path, kind: str, names: str) -> None:
     platter = workload.platter
-    start = WAYS.index((kind, names)) % ENGINE_SHARE  # other operations in each way
-    for at in range(start, len(platter) + 1, ENGINE_SHARE):
-        cut = Cut(at, kind, names)
-        with laid_out(platter, cut, scratch) as image:
-            runs_on(image / JOBS, workload.history.recover(platter, cut, scratch).state)
+    for seed in SEEDS:
+        start = (WAYS.index((kind, names)) + seed) % ENGINE_SHARE  # other operations in each way, and with each seed
+        for at in range(start, len(platter) + 1, ENGINE_SHARE):
+            cut = Cut(at, kind, names, seed)
+            with laid_out(platter, cut, scratch) as image:
+                runs_on(image / JOBS, workload.history.recover(platter, cut, scratch).state)
 
 
 @pytest.mark.parametrize("kind", CRASH_KINDS)

@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 
 import pytest
 from conftest import Wall
-from power_cuts import CHECKPOINT_FRAMES, JOBS, everything, fix_chance
+from power_cuts import CHECKPOINT_FRAMES, ENGINE_SHARE, JOBS, WAYS, everything, fix_chance, runs_on
 from test_buffered import NEVER
 
 import rqlab
 from rqlab.simulation import recovery
-from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, Cut, Platter
+from rqlab.simulation.platter import CRASH_KINDS, Cut, Platter
 from rqlab.simulation.recorder import Recorder
-from rqlab.simulation.recovery import History, State
+from rqlab.simulation.recovery import History, State, laid_out
+from rqlab.simulation.windows import WINDOWS, hits
 
 SEEDS = range(int(os.environ.get("RQLAB_CUT_SEEDS", "1")))
-WAYS = [(kind, names) for kind in CRASH_KINDS for names in NAME_MODELS]
+FILED = [name for name in rqlab.MODES if name != "memory"]
 MAX_BATCH = 5
 
 
@@ -41,7 +42,7 @@ SETTINGS = {
     "buffered, at max_batch": Setting("buffered", {"flush_interval": NEVER, "max_batch": MAX_BATCH}),
     "buffered, flushed": Setting("buffered", {"flush_interval": NEVER, "max_batch": MAX_BATCH}, flush_every=3),
     "hybrid": Setting("hybrid", {"snapshot_interval": NEVER}, take_every=5, store_after=3),
-    "hybrid, a disk 100 times slower": Setting("hybrid", {"snapshot_interval": NEVER}, take_every=16, store_after=14),
+    "hybrid, a disk 100 times slower": Setting("hybrid", {"snapshot_interval": NEVER}, take_every=8, store_after=7),
 }
 
 
@@ -60,6 +61,7 @@ class Recorded(NamedTuple):
     history: History
     returned: list[Call]
     plain: dict[frozenset[Any], list[int]]  #: state -> after how many calls it was so
+    flushing: list[range]  #: the lengths of the log while the keeper stored what it had taken
     bound: int | None  #: calls that may be lost at most
 
 
@@ -111,6 +113,7 @@ def run(setting: Setting, directory: Path, scratch: Path, patch: pytest.MonkeyPa
     wall.now = start
     fix_chance(patch)
     returned: list[Call] = []
+    flushing: list[range] = []
     with Recorder(directory) as recorder:
         rq = rqlab.open(directory / JOBS, setting.mode, **setting.options)
         store: Any = rq._store
@@ -130,10 +133,14 @@ def run(setting: Setting, directory: Path, scratch: Path, patch: pytest.MonkeyPa
                 store.take()
                 taken = calls
             if setting.take_every and calls % setting.take_every == setting.store_after:
+                begun = len(recorder)
                 store.store_taken()
+                flushing.append(range(begun, len(recorder)))
                 floor = max(floor, taken)
             if setting.flush_every and calls % setting.flush_every == 0:
+                begun = len(recorder)
                 store.flush()
+                flushing.append(range(begun, len(recorder)))
                 floor = calls
             returned.append(Call(len(recorder), calls, floor))
 
@@ -146,7 +153,8 @@ def run(setting: Setting, directory: Path, scratch: Path, patch: pytest.MonkeyPa
     for after, state in enumerate(states):
         known.setdefault(state, []).append(after)
     platter = Platter(recorder.recording)
-    return Recorded(platter, History(platter, JOBS, [], scratch), returned, known, setting.options.get("max_batch"))
+    history = History(platter, JOBS, [], scratch)
+    return Recorded(platter, history, returned, known, flushing, setting.options.get("max_batch"))
 
 
 @pytest.fixture(scope="module")
@@ -166,13 +174,14 @@ def recorded(request: pytest.FixtureRequest, scratch: Path) -> Recorded:
 
 
 def losses(recorded: Recorded, kind: str, names: str, scratch: Path, seed: int) -> Iterator[tuple[Cut, int, int]]:
-    """For each cut after the opening: how many acknowledged calls are gone, and how many of the promised ones."""
+    """For each cut: how many acknowledged calls are gone, and how many of the promised ones."""
     ats = [call.at for call in recorded.returned]
-    for at in range(ats[0], len(recorded.platter) + 1):
+    for at in range(len(recorded.platter) + 1):
         cut = Cut(at, kind, names, seed)
         found = recorded.history.recover(recorded.platter, cut, scratch)
         assert found.complaints == [], cut
-        last = recorded.returned[bisect_right(ats, at) - 1]
+        returned = bisect_right(ats, at)
+        last = recorded.returned[returned - 1] if returned else Call(0, 0, 0)  # the directory is being made
         opening = recorded.history.states[: recorded.history.committed_at[ats[0]] + 1]
         after = [0] if found.state in opening else recorded.plain.get(plain(found.state))
         assert after is not None, f"{cut}: its state is that after no number of calls"
@@ -195,8 +204,26 @@ def test_a_cut_leaves_one_instant_and_loses_no_more_than_may_be(
     assert lost_in_all > 0, "a mode that loses nothing here is tested by a broken test"
 
 
-def test_the_campaign_is_large(recorded: Recorded) -> None:
-    assert (len(recorded.platter) + 1) * len(WAYS) >= 1_000
+def test_the_campaign_is_large_and_hits_every_window(recorded: Recorded) -> None:
+    operations = recorded.platter.recording.operations
+    counted = hits(operations, range(len(operations) + 1))
+
+    assert (len(operations) + 1) * len(WAYS) >= 1_000
+    assert set(counted) == set(WINDOWS)
+    assert min(counted.values()) >= 10, counted
+    assert recorded.bound is not None or sum(map(len, recorded.flushing)) >= 10, "no snapshot was under way at a cut"
+
+
+@pytest.mark.parametrize(("kind", "names"), WAYS)
+def test_the_engine_goes_on_after_a_cut_in_any_mode(recorded: Recorded, scratch: Path, kind: str, names: str) -> None:
+    platter = recorded.platter
+    for seed in SEEDS:
+        start = (WAYS.index((kind, names)) + seed) % ENGINE_SHARE
+        for number, at in enumerate(range(start, len(platter) + 1, ENGINE_SHARE)):
+            cut = Cut(at, kind, names, seed)
+            with laid_out(platter, cut, scratch) as image:
+                state = recorded.history.recover(platter, cut, scratch).state
+                runs_on(image / JOBS, state, FILED[number % len(FILED)])
 
 
 @pytest.mark.parametrize("name", ["buffered, at max_batch", "hybrid"])
@@ -208,7 +235,7 @@ def test_memory_and_a_cut_before_any_flush_lose_all(name: str, scratch: Path) ->
             at = [len(recorder)]
             rq.push("a", "n")
             at.append(len(recorder))
-    with recovery.laid_out(Platter(recorder.recording), Cut(at[1], "sigkill"), scratch) as image:
+    with laid_out(Platter(recorder.recording), Cut(at[1], "sigkill"), scratch) as image:
         assert at[0] == at[1], "nothing was written before the call returned"
         assert recovery.jobs_in(recovery.read(image / JOBS).state) == []
 
