@@ -21,6 +21,7 @@ from rqlab.storage.disk import DiskStore
 FILED = [name for name in rqlab.MODES if name != "memory"]
 KILLS = int(os.environ.get("RQLAB_KILLS", "8"))  # a mode; 100 in make torture
 MAX_BATCH, MAX_DIRTY = 20, 50
+LINE = len("a push ") + 36  # of what a process under load tells: a whole one ends in a job's id
 
 FILL = """
 import json, os, signal, sys, rqlab
@@ -68,10 +69,15 @@ options = {
     "hybrid": {"max_dirty": int(sys.argv[4]), "snapshot_interval": 0.01},
 }
 rq = rqlab.open(sys.argv[1], sys.argv[2], **options[sys.argv[2]])
+def say(queue, did, job_id): os.write(1, f"{queue} {did} {job_id}\\n".encode())
 def load(queue):
     while True:
-        job_id = rq.push(queue, "n")
-        os.write(1, f"{queue} {job_id}\\n".encode())
+        for _ in range(2):
+            say(queue, "push", rq.push(queue, "n"))
+        for job in rq.pull(queue):
+            rq.heartbeat(job)
+            rq.ack(job)
+            say(queue, "acks", job.id)
 for queue in ("a", "b", "c"): threading.Thread(target=load, args=(queue,), daemon=True).start()
 threading.Event().wait()
 """
@@ -91,14 +97,15 @@ def test_a_killed_process_loses_no_more_than_the_row_of_its_mode(tmp_path: Path,
             time.sleep(chance.random() * 0.1)  # the moment of the kill is what is drawn; nothing is waited for
             process.kill()
             lines = process.stdout.read().decode().splitlines()
-        acknowledged = [line.split() for line in lines if len(line) == 38]
+        acknowledged = [line.split() for line in lines if len(line) == LINE]
         with rqlab.open(path, FILED[kill % len(FILED)]) as rq:
-            there = {job.id for job in rq.jobs(limit=1_000_000)}
+            there = {("push", job.id) for job in rq.jobs(limit=1_000_000)}
+            there |= {("acks", job.id) for job in rq.jobs(state="completed", limit=1_000_000)}
         with closing(DiskStore(path)) as store:
             assert counted(store) == recounted(store)
-        lost = [job_id for _, job_id in acknowledged if job_id not in there]
+        lost = [job_id for _, did, job_id in acknowledged if (did, job_id) not in there]
         for queue in ("a", "b", "c"):
-            survived = [job_id in there for of, job_id in acknowledged if of == queue]
+            survived = [(did, job_id) in there for of, did, job_id in acknowledged if of == queue]
             assert survived == sorted(survived, reverse=True), "a later write survived without an earlier one"
         assert len(lost) <= {"durable": 0, "buffered": MAX_BATCH, "hybrid": 4 * MAX_DIRTY}[mode]
         lost_in_all += len(lost)

@@ -227,7 +227,7 @@ def test_the_engine_goes_on_after_a_cut_in_any_mode(recorded: Recorded, scratch:
 
 
 @pytest.mark.parametrize("name", ["buffered, at max_batch", "hybrid"])
-def test_memory_and_a_cut_before_any_flush_lose_all(name: str, scratch: Path) -> None:
+def test_a_cut_before_any_flush_loses_all(name: str, scratch: Path) -> None:
     setting = SETTINGS[name]
     with recovery.scratch_directory() as directory, Recorder(directory) as recorder:
         with rqlab.open(directory / JOBS, setting.mode, **setting.options) as rq:
