@@ -80,17 +80,20 @@ _later: "dict[LaterStore, Path | None]" = {}  # open stores whose writes become 
 os.register_at_fork(after_in_child=_later.clear)  # they are the parent's
 
 
-def _flush_at_exit() -> None:
-    """A program that ends without a close is not a crash: what was acknowledged is stored."""
+def _close_at_exit() -> None:
+    """A program that ends without a close is not a crash: what was acknowledged is stored.
+
+    And nothing is acknowledged after it: daemon threads still run, and what else was told to run at exit.
+    """
     for store, path in list(_later.items()):
         try:
-            store.flush()
+            store.close()
         except StoreError as error:
             if store.unsafe_writes:
                 log.error("the program ends, and %d writes to %s are lost: %s", store.unsafe_writes, path, error)
 
 
-atexit.register(_flush_at_exit)
+atexit.register(_close_at_exit)
 
 
 def _as_html(noun: object) -> str:

@@ -656,7 +656,7 @@ def test_a_fork_may_use_nothing_and_leaves_its_parents_writes_alone(tmp_path: Pa
         for act in (lambda: rq.push("a", "n"), rq.flush, lambda: rq.get(first)):
             with pytest.raises(StoreError):
                 act()
-        rqlab.queues._flush_at_exit()
+        rqlab.queues._close_at_exit()
         rq.close()
 
     code = forked(child)
@@ -693,6 +693,34 @@ def test_a_program_that_forgot_to_close_loses_nothing_as_it_ends(tmp_path: Path,
 
     with rqlab.open(tmp_path) as rq:
         assert rq.counts("a").waiting == 1
+
+
+PUSHES_TO_THE_END = """
+import atexit, os, sys, threading
+def push(): os.write(1, (rq.push("a", "n") + "\\n").encode())
+def load():
+    while True: push()
+if sys.argv[3] == "atexit": atexit.register(push)  # before rqlab's own, so it runs after that
+import rqlab
+rq = rqlab.open(sys.argv[1], sys.argv[2])
+push()
+if sys.argv[3] == "daemon":
+    for _ in range(3): threading.Thread(target=load, daemon=True).start()
+    threading.Event().wait(0.05)  # they are at it
+"""
+
+
+@pytest.mark.parametrize("who", ["daemon", "atexit"])
+@pytest.mark.parametrize("mode", ["buffered", "hybrid"])
+def test_nothing_is_acknowledged_and_then_lost_as_a_program_ends(tmp_path: Path, mode: str, who: str) -> None:
+    command = [sys.executable, "-c", PUSHES_TO_THE_END, str(tmp_path), mode, who]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    acknowledged = {line for line in said.stdout.splitlines() if len(line) == 36}
+
+    with rqlab.open(tmp_path) as rq:
+        assert acknowledged - {job.id for job in rq.jobs(limit=1_000_000)} == set()
+    assert acknowledged
+    assert who == "daemon" or "are closed: open them again" in said.stderr
 
 
 @pytest.mark.parametrize("mode", ["buffered", "hybrid"])
