@@ -172,7 +172,7 @@ def test_a_directory_under_one_that_cannot_be_read_still_opens(tmp_path: Path, m
     def refused(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("rqlab.storage.directory.fsync_directory", refused)
+    monkeypatch.setattr("rqlab.storage.directory.sync_names", refused)
     (tmp_path / JOBS).mkdir()
 
     with rqlab.open(tmp_path / JOBS) as rq:

@@ -3,7 +3,6 @@
 A plan stays when its bug is mended: it is then the test that the bug does not come back. `why` is for people.
 """
 
-import contextlib
 import os
 from hashlib import blake2b
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 
 from rqlab import arguments
 from rqlab.errors import ValidationError
+from rqlab.files import write_whole
 from rqlab.simulation.faults import Fault, checked_plan
 from rqlab.simulation.run import DEFAULTS, settings_of
 
@@ -60,18 +60,7 @@ class BugBase:
         target = self.path / f"{bug.name}.json"
         if target.exists():
             return target
-        part = self.path / f"{bug.name}.{os.getpid()}.part"
-        try:
-            with part.open("wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(bug), indent=1) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                part.unlink()
-            raise
-        _sync_names(self.path)
+        write_whole(target, msgspec.json.format(msgspec.json.encode(bug), indent=1) + b"\n")
         return target
 
 
@@ -96,12 +85,3 @@ def read(file: Path) -> Bug:
     except ValidationError as error:
         raise ValidationError(f"cannot run {file} again: {error}") from error
     return bug
-
-
-def _sync_names(directory: Path) -> None:
-    """A file is safe under its name only when the directory is."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

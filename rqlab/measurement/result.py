@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab.charts.chart import Chart
 from rqlab.errors import ValidationError
+from rqlab.files import write_whole
 
 if TYPE_CHECKING:
     import pandas
@@ -92,11 +93,8 @@ class Measurement:
         return tradeoff(self.frame, **how)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything into one JSON file, which `Measurement.load` reads."""
-        target = Path(path)
-        beside = target.with_name(f"{target.name}.part")  # a crash leaves the old file or the new one
-        beside.write_text(self.to_json(), encoding="utf-8")
-        beside.replace(target)
+        """Write everything into one JSON file, which `Measurement.load` reads. A crash leaves the old one or this."""
+        write_whole(path, self.to_json().encode())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Measurement":

@@ -17,6 +17,7 @@ from rqlab.charts.platters import PlatterView
 from rqlab.durability import MODES
 from rqlab.errors import RQLabError, ValidationError
 from rqlab.executors import Handler
+from rqlab.files import write_whole
 from rqlab.job import Outcome, State
 from rqlab.lifecycle import Event
 from rqlab.simulation import verdict
@@ -394,10 +395,10 @@ class SimulationResult:
     # Files.
 
     def to_jsonl(self, path: str | Path) -> None:
-        """Write the history: a header, then one event a line."""
+        """Write the history: a header, then one event a line. A crash leaves the file that was there, or this one."""
         encode = msgspec.json.Encoder().encode
         lines = [encode(self.header), *map(encode, self.history)]
-        Path(path).write_bytes(b"\n".join(lines) + b"\n")
+        write_whole(path, b"\n".join(lines) + b"\n")
 
     @classmethod
     def from_jsonl(cls, path: str | Path) -> "SimulationResult":

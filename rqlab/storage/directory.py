@@ -1,9 +1,9 @@
 """Directories whose names survive a power cut. Knows nothing of what is stored in them."""
 
 import contextlib
-import os
 from pathlib import Path
 
+from rqlab.files import sync_names
 from rqlab.storage.entries import DATABASE
 
 
@@ -19,13 +19,4 @@ def make_safely(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)  # diskcache would make it 0755
     for parent in unsafe:
         with contextlib.suppress(PermissionError):  # it may be entered but not read: then it was there before us
-            fsync_directory(parent)
-
-
-def fsync_directory(path: Path) -> None:
-    """Make the names of new files in it safe."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+            sync_names(parent)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from rqlab.errors import Reentered, StoreBusy, StoreError
+from rqlab.files import sync_names
 from rqlab.storage import Transaction
 from rqlab.storage.cache import FOREIGN_WRITER_SECONDS
-from rqlab.storage.directory import fsync_directory, make_safely
+from rqlab.storage.directory import make_safely
 from rqlab.storage.entries import DATABASE, Condition, Raw, Reads, check_format, complaints, condition, in_our_words
 from rqlab.storage.locks import Lock, file_error
 
@@ -239,7 +240,7 @@ def back_up(target: Path, copy: Callable[[sqlite3.Connection], None]) -> None:
         with contextlib.closing(sqlite3.connect(unfinished)) as into:
             copy(into)
         unfinished.rename(target / DATABASE)
-        fsync_directory(target)
+        sync_names(target)
     except OSError as error:
         raise file_error(f"cannot back up to {target}", error) from error
     except sqlite3.Error as error:
