@@ -6,6 +6,7 @@ It checks what callers pass, draws ids, and hands instants to the engine; it dec
 import atexit
 import copy
 import difflib
+import gc
 import logging
 import os
 import random
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import msgspec
 
@@ -26,9 +27,9 @@ from rqlab import arguments, clock, durability, executors, schedule
 from rqlab import job as nouns
 from rqlab.arguments import shown
 from rqlab.clock import Bell
-from rqlab.durability import Keeper, Opening
+from rqlab.durability import Keeper, Mode, Opening
 from rqlab.engine import LISTED, Ending, Engine, Pull, Push
-from rqlab.errors import JobNotFound, Reentered, RQLabError, StoreError, ValidationError
+from rqlab.errors import JobNotFound, Reentered, RQLabError, StoreError, StoreLocked, ValidationError
 from rqlab.executors import Executor, Handlers, OnEnd
 from rqlab.executors.inline import InlineExecutor
 from rqlab.executors.threads import ThreadExecutor
@@ -76,7 +77,15 @@ _ids = Ids(_random.getrandbits)  # one for the process: ids rise strictly across
 os.register_at_fork(after_in_child=_ids.part_from_parent)  # runs after the new seed
 
 
-_later: "dict[LaterStore, Path | None]" = {}  # open stores whose writes become safe later, also those that were dropped
+class _Open(NamedTuple):
+    """Whose an open store is."""
+
+    path: Path
+    queues: "weakref.ref[Queues]"
+    end_keeper: Callable[[], None]
+
+
+_later: "dict[LaterStore, _Open]" = {}  # open stores whose writes become safe later, also those that were dropped
 os.register_at_fork(after_in_child=_later.clear)  # they are the parent's
 
 
@@ -85,15 +94,44 @@ def _close_at_exit() -> None:
 
     And nothing is acknowledged after it: daemon threads still run, and what else was told to run at exit.
     """
-    for store, path in list(_later.items()):
+    for store, opened in list(_later.items()):
         try:
             store.close()
         except StoreError as error:
             if store.unsafe_writes:
-                log.error("the program ends, and %d writes to %s are lost: %s", store.unsafe_writes, path, error)
+                log.error("the program ends, and %d writes to %s are lost: %s", store.unsafe_writes, opened.path, error)
 
 
 atexit.register(_close_at_exit)
+
+
+def _open_store(mode: Mode, opening: Opening) -> Store:
+    """Open it. If its owner is this process, which has dropped it without a close, that is made good first.
+
+    A keeper goes on for what was dropped, so nobody else could close it any more.
+    """
+    try:
+        return mode.open(opening)
+    except StoreLocked:
+        here = {store: opened for store, opened in list(_later.items()) if _is_same(opened.path, opening.path)}
+        if not here:
+            raise
+        gc.collect()  # queues and their engine refer to each other
+        dropped = {store: opened for store, opened in here.items() if opened.queues() is None}
+        if not dropped:
+            raise
+        for store, opened in dropped.items():
+            store.close()
+            opened.end_keeper()
+            _later.pop(store, None)
+        return mode.open(opening)
+
+
+def _is_same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121  # either may be text
+    except OSError:
+        return False
 
 
 def _as_html(noun: object) -> str:
@@ -160,7 +198,7 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     _refuse_what_is_not_used(mode, opening)
     if arguments.truth(read_only, "read_only"):
         return Queues(ReadOnlyStore(directory), directory, mode.name, read_only=True, **pace)
-    store = mode.open(opening)
+    store = _open_store(mode, opening)
     queues = None
     try:
         queues = Queues(store, directory, mode.name, keeper=mode.keeper(store, opening), **pace)
@@ -217,7 +255,8 @@ class Queues:
         self._closing = threading.RLock()
         self._is_closed = False
         if keeper is not None:
-            _later[keeper.store] = path
+            assert path is not None, "what becomes safe later has a file"
+            _later[keeper.store] = _Open(path, weakref.ref(self), self._supervisor.end_keeper)
 
     # Producers.
 

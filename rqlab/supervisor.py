@@ -45,11 +45,13 @@ class Supervisor:
         self._lock = threading.RLock()  # reentrant: a signal handler may begin or end a worker in the middle of this
         self._heart = _Thread("rqlab-heartbeat", self._beat)
         self._house = _Thread("rqlab-housekeeping", self._keep_house)
-        self._safe: _Thread | None = None
+        #: End the keeper's thread, if there is one. It knows its store alone, so it keeps nothing alive but that.
+        self.end_keeper: Callable[[], None] = lambda: None
         if keeper is not None:
-            self._safe = _Thread("rqlab-keeper", keeper.step)
-            keeper.store.on_unsafe = self._safe.bell.ring
-            self._safe.start()
+            safe = _Thread("rqlab-keeper", keeper.step)
+            self.end_keeper = safe.end
+            keeper.store.on_unsafe = safe.bell.ring
+            safe.start()
 
     def add(self, worker: Worker) -> None:
         """Keep the leases of this worker's runs from now on."""
@@ -70,10 +72,6 @@ class Supervisor:
         """End all threads but the keeper's: while the store is open, what was acknowledged is to become safe."""
         self._house.end()
         self._heart.end()
-
-    def end_keeper(self) -> None:
-        if self._safe is not None:
-            self._safe.end()
 
     def _beat(self, now: int) -> int:
         with self._lock:

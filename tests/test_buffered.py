@@ -46,6 +46,7 @@ from rqlab.storage.entries import DATA_APART_BYTES
 from rqlab.storage.view import ReadOnlyStore
 
 NEVER = 86_400.0  # seconds; a flush_interval or snapshot_interval that no test lives to see
+LAZY: dict[str, Any] = {"buffered": {"flush_interval": NEVER}, "hybrid": {"snapshot_interval": NEVER}}
 INTERVAL_MS = 10
 
 
@@ -641,11 +642,38 @@ def test_a_cell_that_is_run_twice_is_told_that_it_is_this_process(tmp_path: Path
     rqlab.open(tmp_path, mode).close()
 
 
+@pytest.mark.parametrize("second", ["durable", "buffered", "hybrid"])
+@pytest.mark.parametrize("first", ["buffered", "hybrid"])
+def test_queues_that_were_dropped_without_a_close_make_way_for_this_process_and_lose_nothing(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    threads = threading.active_count()
+    rqlab.open(tmp_path, first, **LAZY[first]).push("a", "n")
+
+    with rqlab.open(tmp_path, second) as rq:
+        assert rq.counts("a").waiting == 1
+    assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize("mode", ["buffered", "hybrid"])
+def test_queues_that_somebody_still_has_make_way_for_nobody(tmp_path: Path, mode: str) -> None:
+    with rqlab.open(tmp_path, mode, **LAZY[mode]) as kept:
+        with pytest.raises(StoreLocked, match="this very process"):
+            rqlab.open(tmp_path, mode)
+
+        assert kept.push("a", "n")
+
+
+@pytest.mark.parametrize("mode", ["buffered", "hybrid"])
+def test_a_worker_keeps_the_queues_that_were_dropped(tmp_path: Path, mode: str) -> None:
+    with rqlab.open(tmp_path, mode, **LAZY[mode]).worker("a", lambda job: None):
+        with pytest.raises(StoreLocked, match="this very process"):
+            rqlab.open(tmp_path, mode)
+
+
 @pytest.mark.parametrize("mode", ["buffered", "hybrid"])
 def test_a_fork_may_use_nothing_and_leaves_its_parents_writes_alone(tmp_path: Path, mode: str) -> None:
-    rq = rqlab.open(
-        tmp_path, mode, **{"buffered": {"flush_interval": NEVER}, "hybrid": {"snapshot_interval": NEVER}}[mode]
-    )
+    rq = rqlab.open(tmp_path, mode, **LAZY[mode])
     first = rq.push("a", "n")
     held = [getattr(rq._store, name) for name in ("_lead", "_storing", "_lock") if hasattr(rq._store, name)]
     for lock in held:  # a thread was at work as the process forked: in the child nobody will let go
