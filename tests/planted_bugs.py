@@ -221,6 +221,12 @@ def a_lost_update(patch: Patch) -> None:
     patch.setattr(memory.MemoryTransaction, "put", forgetful)
 
 
+def large_data_forgotten(patch: Patch) -> None:
+    """A record is stored, and the data that is kept apart is not."""
+    rows = entries.job_rows
+    patch.setattr(entries, "job_rows", lambda job, is_fresh: rows(job, is_fresh)[-1:])
+
+
 def no_transaction(patch: Patch) -> None:
     """Each row is a commit of its own, and one that fails does not keep the others from being stored."""
 

@@ -23,6 +23,7 @@ from planted_bugs import (
     early_retry,
     flush_forgets,
     keeper_is_late,
+    large_data_forgotten,
     last_come_first_served,
     lost_wake_up,
     max_attempts_ignored,
@@ -75,6 +76,7 @@ REDEPLOY = {**MEMORY, "crashes": [Fault(4.0, "redeploy", seconds=1.0)]}
 POWER_CUT = {**DISK, "crashes": [Fault(4.0, "power cut", seconds=1.0)]}
 I_O_ERRORS = {**DISK, "faults": [Fault(3.0 + 0.9 * number, "I/O error") for number in range(8)]}
 FULL = {**DISK, "faults": [Fault(3.0 + 0.9 * number, "disk full", seconds=0.3) for number in range(8)]}
+LARGE = {"jobs": [{"name": "x", "data": "x" * 9_000}], "faults": ()}
 FAILING = {
     "crashes": 0, "faults": (), "store": "memory", "duration": 0.1, "handler": always_fails,
     "jobs": [{"name": "x", "backoff": "fixed", "backoff_delay": 0.1}],
@@ -90,6 +92,8 @@ PLANTS = [
     Plant(early_retry, "I5", MEMORY, range(6), 6),
     Plant(a_lost_update, "I6", only("I6", **MEMORY, failure_rate=0.5), range(4), 4),
     Plant(a_lost_update, "I6b", {**MEMORY, "failure_rate": 0.5}, range(4), 4),
+    Plant(large_data_forgotten, "I6", only("I6", **LARGE), range(2), 2),
+    Plant(large_data_forgotten, "I6b", LARGE, range(2), 2),
     Plant(last_come_first_served, "I7", MEMORY, range(4), 4),
     Plant(no_transaction, "I8", only("I8", **I_O_ERRORS), range(6), 4),
     Plant(schedule_fires_twice, "I9", MEMORY, range(4), 4),

@@ -107,6 +107,30 @@ def test_on_a_disk_slowed_a_hundredfold_only_the_newest_is_lost(options: dict[st
     assert sum(loss.writes for result in results for loss in result.header.losses) > 20
 
 
+@pytest.mark.parametrize("operation", [4, 6])
+def test_a_commit_that_nobody_heard_of_may_be_there_after_a_crash(operation: int) -> None:
+    """Also when calls before it had raised, so that the newest of several unknown outcomes is the one to be found."""
+    faults = [
+        Fault(1.0, "disk full", seconds=2.0),
+        Fault(3.0, "power cut", seconds=1.0, how="sigkill", operation=operation),
+    ]
+    results = [simulate(0, seed=seed, jobs=4, workers=2, faults=faults) for seed in range(4)]
+
+    assert [result.violations for result in results] == [[]] * 4
+
+
+def test_a_writer_that_waits_for_a_keepers_next_try_is_not_refused_for_ever() -> None:
+    """Hybrid at its bound: a snapshot failed as the last fault, and the next one comes when its interval is over."""
+    jobs = [{"name": "x", "at": number / 4} for number in range(48)]
+    faults = [Fault(9.0, "failed fsync"), Fault(11.9, "failed fsync")]
+    result = simulate(
+        0, seed=0, jobs=jobs, faults=faults, duration=0.2, durability="hybrid", snapshot_interval=5.0, max_dirty=4
+    )
+
+    assert result.ok, result.summary()
+    assert sum(each.kind == "error" and each.worker == "producer" for each in result.history) >= 2
+
+
 def test_a_cut_at_every_operation_loses_nothing() -> None:
     result = simulate(cuts="every-operation", jobs=3, seed=3)
 
@@ -114,6 +138,60 @@ def test_a_cut_at_every_operation_loses_nothing() -> None:
     assert result.cuts is not None
     assert len(result.cuts) > 500
     assert {"torn frame", "creation"} <= set(", ".join(result.cuts["windows"]).split(", "))
+
+
+@pytest.mark.parametrize("durability", ["durable", "buffered", "hybrid"])
+def test_large_data_is_kept_through_crashes(durability: str) -> None:
+    """Over 4 KiB it has an entry of its own, and records are changed without it."""
+    jobs = [{"name": "large", "data": "x" * 9_000} for _ in range(8)]
+    results = [simulate(seed=seed, jobs=jobs, durability=durability) for seed in range(3)]
+
+    assert [result.violations for result in results] == [[]] * 3
+    in_memory = simulate(0, seed=1, jobs=jobs, faults=results[1].plan[:0], store="memory")
+    assert simulate(0, seed=1, jobs=jobs, faults=()).hash == in_memory.hash
+
+
+def test_a_handler_that_hangs_stops_hanging_when_nothing_breaks_any_more() -> None:
+    """A job without a time-out would else never end, and nothing of the engine's could end it."""
+    result = simulate(0, seed=1, jobs=[{"name": "x"}], faults=[Fault(0.0, "hanging handler", "job 0")], store="memory")
+    hang = result.faults.iloc[0]
+
+    assert result.ok, result.summary()
+    assert list(result.jobs["state"]) == ["completed"]
+    assert hang.until == next(each.at for each in result.history if each.kind == "calm")
+
+
+def asks_for_a_day(job: rqlab.Job, ctx: rqlab.Context) -> None:
+    if ctx.token <= 3:
+        raise rqlab.RetryAfter(86_400)
+
+
+@pytest.mark.parametrize(
+    ("job", "options", "hours"),
+    [
+        ({"max_attempts": 12}, {"failure_rate": 1.0}, 0.5),
+        ({"max_attempts": 40, "backoff": "fixed", "backoff_delay": 3600.0}, {"failure_rate": 1.0}, 10),
+        ({"max_attempts": 5}, {"handler": asks_for_a_day}, 72),
+    ],
+)
+def test_a_job_that_waits_long_between_its_attempts_is_waited_for(
+    job: dict[str, Any], options: dict[str, Any], hours: float
+) -> None:
+    few = {"workers": 1, "tick_interval": 60.0, "store": "memory"}  # steps: the days are long
+    result = simulate(0, seed=1, jobs=[{"name": "x", **job}], faults=(), **few, **options)
+
+    assert result.ok, result.summary()
+    assert set(result.jobs["state"]) <= {"dlq", "completed"}
+    assert result.header.ended_at >= hours * 3600
+
+
+def test_a_handler_that_snoozes_for_ever_is_told_so() -> None:
+    def later(job: rqlab.Job) -> None:
+        raise rqlab.Snooze(10.0)
+
+    result = simulate(0, seed=1, jobs=[{"name": "x"}], faults=(), handler=later, store="memory")
+
+    assert {violation.check for violation in result.violations} == {"L1", "L4"}
 
 
 # What is shown.

@@ -6,7 +6,7 @@ writes would have taken is added to when it is called again.
 """
 
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -230,6 +230,14 @@ class WorkerActor(ProcessActor):
         longest = milliseconds(worker.stall_timeout) // 2  # a longer pause would look like a late step
         return min(now + max(min(idle, longest), POLL_MS), max(self.executor.next_end, now))
 
+    def let_end(self, hung: Container[tuple[str, int]]) -> Sequence[Run]:
+        """Those of these runs (job, delivery) that it has, and that no time-out will end, end now; which they are."""
+        now = self.process.stage.world.now
+        ended = [] if self.is_down else self.executor.let_end(hung, now)
+        if ended:
+            self.wake(now, True)
+        return ended
+
     def wake(self, now: int, is_here: bool) -> None:
         """Something was stored: in its own process a bell rings, else the next poll sees it."""
         self.process.stage.world.call_by(self, now if is_here else now + 1 + (self.phase - now) % POLL_MS)
@@ -410,6 +418,13 @@ class WorldExecutor:
         over.sort(key=lambda each: each[0])
         self._keep([each for each in self._runs if each[0] > now])
         return [Finished(run, report) for _, run, report in over if stage.ended(self._actor, run, report)]
+
+    def let_end(self, hung: Container[tuple[str, int]], now: int) -> Sequence[Run]:
+        jobs = ((run, run.job) for _, run, _ in self._runs)
+        ended = [run for run, job in jobs if job.timeout is None and (job.id, job.deliveries) in hung]
+        if ended:
+            self._keep([(now if run in ended else at, run, report) for at, run, report in self._runs])
+        return ended
 
     def stop(self, run: Run) -> None:
         """As a child process: it is gone at once."""

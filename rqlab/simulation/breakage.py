@@ -50,7 +50,10 @@ class Breakage:
         self.furthest_ahead = 0  #: milliseconds by which a wall was ever wrong
         self.repeat_pushes = 0
         self._poisoned: set[str] = set()
-        self._hanging: dict[str, int] = {}
+        self._hanging: dict[str, list[int]] = {}  #: by job: the events of the faults that its next runs never end by
+        self._hung: dict[
+            tuple[str, int], int
+        ] = {}  #: by job and delivery: the event of the fault that it never ends by
         self._late_acks: dict[str, list[Fault]] = {}
         self._repeated_acks: dict[str, list[Fault]] = {}
         self._lurking: dict[str, Callable[[int], None]] = {}  #: by job: a report that waits for the job's next run
@@ -103,8 +106,8 @@ class Breakage:
             name = f"poison {label} {job.deliveries}"
             self.world.call(Call(name, lambda now: self._crash(actor, crash, cause)), self.world.now + duration)
             return True
-        if self._hanging.get(label):
-            self._hanging[label] -= 1
+        if faults := self._hanging.get(label):
+            self._hung[job.id, job.deliveries] = faults.pop()
             return True
         return False
 
@@ -196,7 +199,7 @@ class Breakage:
         self.judge.went_down("kill")
         witness = next((each for each in self.processes if each.is_alive), None)
         if witness is not None:
-            self.judge.recovered(witness.store.real, number, self.is_disturbed)
+            self.judge.recovered(witness.store.real, number, self.is_disturbed, by_witness=True)
         self.start_in(process, _ms(fault.seconds) or 1)
 
     def _power_fails(self, fault: Fault) -> None:
@@ -357,8 +360,7 @@ class Breakage:
         self._poisoned.add(fault.target)
 
     def hang(self, fault: Fault) -> None:
-        self._note_fault(fault, fault.target)
-        self._hanging[fault.target] = self._hanging.get(fault.target, 0) + 1
+        self._hanging.setdefault(fault.target, []).append(self._note_fault(fault, fault.target))
 
     def _heal_later(self, fault: Fault, number: int, error: str) -> None:
         assert isinstance(self.machine, Disk), "a disk broke"
@@ -378,8 +380,7 @@ class Breakage:
     @property
     def is_disturbed(self) -> bool:
         """Whether the disk refuses something now."""
-        refusals = self.machine.recorder.refusals if isinstance(self.machine, Disk) else []
-        return bool(self._locks) or any(refusal.times != 0 for refusal in refusals)
+        return bool(self._locks) or self.machine.is_refusing
 
     def calm(self, now: int) -> None:
         """Nothing breaks any more: clocks are right, disks are whole, and every process runs."""
@@ -400,6 +401,11 @@ class Breakage:
         self.judge.excuse(now)  # clocks are set right
         self._late_acks.clear()
         self._repeated_acks.clear()
+        self._hanging.clear()
+        for worker in self.workers.values():
+            for run in worker.let_end(self._hung):
+                number = self._hung[run.job.id, run.job.deliveries]
+                self.history.note(now, "heal", "", worker.name, number, "hanging handler")
         self.repeat_pushes = 0
         for process in self.processes:
             self.furthest_ahead = max(self.furthest_ahead, abs(process.wall.ahead))

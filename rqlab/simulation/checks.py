@@ -56,6 +56,7 @@ class Touched(NamedTuple):
 
     job_id: str
     there: Job | None
+    complaint: str = ""  #: why it could not be read, though nothing strikes
 
 
 class Begun(NamedTuple):
@@ -233,6 +234,8 @@ def _backoff(job: Job, ending: Ending | None) -> tuple[int, int]:
 
 
 def _conserved(ledger: Ledger, found: Found) -> str | None:
+    if found.complaint:
+        return f"the store cannot be read: {found.complaint}"
     kept = len(found.jobs)
     if kept != ledger.pushed - ledger.removed - len(ledger.lost):
         return f"{ledger.pushed} were pushed, {kept} are there, {ledger.removed} removed, {len(ledger.lost)} lost"
@@ -294,7 +297,9 @@ def _unique(ledger: Ledger, seen: Seen) -> str | None:
 
 
 def _stored(ledger: Ledger, touched: Touched) -> str | None:
-    job_id, there = touched
+    job_id, there, complaint = touched
+    if complaint:
+        return f"job {job_id} cannot be read: {complaint}"
     committed = ledger.jobs.get(job_id)
     if there is committed or there == committed:
         return None

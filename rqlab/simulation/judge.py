@@ -25,7 +25,7 @@ from rqlab.simulation.checks import (
     loses_the_last,
 )
 from rqlab.simulation.history import History
-from rqlab.simulation.ledger import Commit, Effects, Found, Ledger, read, whole
+from rqlab.simulation.ledger import Commit, Effects, Found, Ledger, read, whole, with_data_of
 from rqlab.simulation.machine import Machine
 from rqlab.simulation.platter import CRASH_KINDS
 from rqlab.simulation.settings import Settings
@@ -86,6 +86,8 @@ class Judge:
         """One change of a job; the record before it."""
         ledger = self.ledger
         old = ledger.jobs.get(new.id)
+        if new.data_apart:
+            new = with_data_of(new, old)
         asked = self._on_change[event]
         if asked:
             seen = Seen(event, old, new, at, clock, token, ending, self.ran)
@@ -110,13 +112,14 @@ class Judge:
         """What has just been committed; a whole recount after each commit would cost a thousand times as much."""
         self.asked[Moment.STORED] += 1
         for _, job, _ in effects.changes:
+            was_refusing = self.machine.is_refusing
             try:
                 there = store.get(job.id)
-                if there is not None and there.data_apart:
-                    there = whole(store, there)
-            except StoreError:
-                return  # a fault that strikes now: there is a count
-            touched = Touched(job.id, there)
+                touched = Touched(job.id, None if there is None else whole(store, there))
+            except StoreError as error:
+                if was_refusing:
+                    return  # a fault that strikes now: there is a count
+                touched = Touched(job.id, None, str(error))
             for check_id, broken in self._on_stored:
                 says = broken(self.ledger, touched)
                 if says is not None:
@@ -124,14 +127,16 @@ class Judge:
 
     def failed(self, effects: Effects, error: StoreError, store: Store) -> bool:
         """A write raised, and the machine still runs: whether it is stored all the same. It may not be by halves."""
-        newest = {job.id: (event, job) for event, job, _ in effects.changes}
+        before = self.ledger.jobs
+        newest = {job.id: (event, with_data_of(job, before.get(job.id))) for event, job, _ in effects.changes}
         try:
-            stored = {job_id: store.get(job_id) for job_id in newest}
+            found = {job_id: store.get(job_id) for job_id in newest}
+            stored = {job_id: None if job is None else whole(store, job) for job_id, job in found.items()}
         except StoreError:
             self.ledger.unknown.append(effects)  # the disk cannot be read either: a later look will tell
             return False
         is_new = {job_id for job_id, (event, job) in newest.items() if stored[job_id] == left(event, job)}
-        is_old = {job_id for job_id in newest if stored[job_id] == self.ledger.jobs.get(job_id)}
+        is_old = {job_id for job_id in newest if stored[job_id] == before.get(job_id)}
         torn = sorted(newest.keys() - is_new - is_old)
         if not torn and is_new - is_old and is_old - is_new:
             torn = sorted(is_new)
@@ -183,18 +188,25 @@ class Judge:
     def count(self, store: Store) -> None:
         if not self._by_moment[Moment.COUNT]:
             return
+        was_refusing = self.machine.is_refusing
         try:
             found = read(store)
-        except StoreError:
-            return  # a fault that strikes now: there is another count
+        except StoreError as error:
+            if was_refusing:
+                return  # a fault that strikes now: there is another count
+            found = Found({}, {}, {}, {}, str(error))
         self._ask(Moment.COUNT, found)
 
     def not_opened(self, error: RQLabError) -> None:
         """A process could not open the queues, and nothing strikes now."""
         self._ask(Moment.RECOVERY, Recovery(None, [str(error)], self.crash, None, 0, (), 0.0, 0.0))
 
-    def recovered(self, store: Store, cause: int, is_disturbed: bool) -> None:
-        """The queues were opened after a crash. `is_disturbed`: a fault strikes now, so a failure proves nothing."""
+    def recovered(self, store: Store, cause: int, is_disturbed: bool, by_witness: bool = False) -> None:
+        """The queues were opened after a crash. `is_disturbed`: a fault strikes now, so a failure proves nothing.
+
+        `by_witness`: they were read by a process that lived on. What the killed one was writing may then stand in the
+        log where nobody looks: the next commit is written over it, or the next reading of the whole log finds it.
+        """
         how, self.crash = self.crash, ""
         ledger = self.ledger
         try:
@@ -210,7 +222,8 @@ class Judge:
         before = dict(ledger.jobs)
         in_flight = {job.id for effects in ledger.unknown for _, job, _ in effects.changes}
         taken_back = self._taken_back(found)
-        ledger.unknown.clear()
+        if not by_witness:
+            ledger.unknown.clear()
         lost_jobs = 0
         if taken_back:
             ledger.lost_writes += len(taken_back)
@@ -252,7 +265,8 @@ class Judge:
         ledger = self.ledger
         if not ledger.differs_from(found):
             return []
-        for effects in ledger.unknown:
+        unknown = list(ledger.unknown)  # a commit clears them
+        for effects in reversed(unknown):  # the newest is the likeliest
             commit = ledger.begin(self.world.now, effects.changes)
             for event, job, _ in effects.changes:
                 ledger.apply(commit, event, job)
@@ -263,13 +277,15 @@ class Judge:
                     self.history.note(self.world.now, event, job.id, job.worker or "", -1, job)
                 return []
             self._undo(commit)
+        ledger.unknown += unknown
         taken: list[Commit] = []
         while True:
             commit_taken = ledger.take_back()
             if commit_taken is None:
                 ledger.count_again()
                 return taken if not ledger.differs_from(found) else None
-            taken.append(commit_taken)
+            if commit_taken.undo:  # who resumed what was not paused can lose nothing
+                taken.append(commit_taken)
             if len(found.jobs) == len(ledger.jobs) and not ledger.differs_from(found):
                 ledger.count_again()
                 return taken
@@ -306,10 +322,18 @@ class Judge:
 
     def rest(self, allowed_until: int, pushes_failed: int, is_exhausted: bool) -> None:
         """Some time after the last fault."""
-        ledger, now = self.ledger, self.world.now
-        deliveries = sum(job.deliveries for job in ledger.jobs.values())
-        most = 20 + 6 * sum(job.max_attempts for job in ledger.jobs.values())
+        now, deliveries, most = self.world.now, self.deliveries, self.deliveries_allowed
         self._ask(Moment.END, End(now, allowed_until, pushes_failed, deliveries, most, EPOCH + now, is_exhausted))
+
+    @property
+    def deliveries(self) -> int:
+        """Of the jobs that are there."""
+        return sum(job.deliveries for job in self.ledger.jobs.values())
+
+    @property
+    def deliveries_allowed(self) -> int:
+        """Enough for any plan: who needs more goes round for ever."""
+        return 20 + 6 * sum(job.max_attempts for job in self.ledger.jobs.values())
 
 
 def left(event: Event, job: Job) -> Job | None:

@@ -52,6 +52,7 @@ class Found(NamedTuple):
     entries: dict[str, bytes]
     unique: dict[Key, str]
     counters: dict[str, dict[str, int]]
+    complaint: str = ""  #: why it could not be read, though nothing strikes
 
 
 class Ledger:
@@ -105,6 +106,8 @@ class Ledger:
 
     def apply(self, commit: Commit, event: Event, new: Job) -> None:
         old = self.jobs.get(new.id)
+        if new.data_apart:
+            new = with_data_of(new, old)
         commit.undo.append((self.jobs, new.id, ABSENT if old is None else old))
         if old is not None:
             self.states[old.state] -= 1
@@ -125,7 +128,7 @@ class Ledger:
             heappush(self._waiting.setdefault(new.queue, []), (-new.priority, new.id))
 
     def put_entry(self, commit: Commit, key: str, value: bytes | None) -> None:
-        if key.startswith(KEPT_ENTRIES):
+        if key.startswith(KEPT_ENTRIES) and (value is not None or key in self.entries):
             commit.undo.append((self.entries, key, self.entries.get(key, ABSENT)))
             if value is None:
                 self.entries.pop(key, None)
@@ -211,6 +214,14 @@ def read(store: Store) -> Found:
 def whole(store: Store, job: Job) -> Job:
     """The record as the engine knows it, wherever its data is kept."""
     return replace(store.load(job), data_apart=False) if job.data_apart else job
+
+
+def with_data_of(job: Job, before: Job | None) -> Job:
+    """The record that a change made, with its data: the engine changes records without reading what is kept apart."""
+    if not job.data_apart:
+        return job
+    data = before.encoded_data if before is not None and job.encoded_data == NULL else job.encoded_data
+    return replace(job, encoded_data=data, data_apart=False)
 
 
 def told(job: Job) -> str:

@@ -39,6 +39,10 @@ class Machine(Protocol):
     def is_down(self) -> bool:
         """The power failed, or a process was killed, inside the step that has just ended."""
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether the disk answers something with an error now."""
+
     def open(self) -> Store:
         """What a process does first; a StoreError if it cannot."""
 
@@ -64,6 +68,7 @@ class Memory:
     """A store in memory. `is_kept`: it stands in for a disk, and survives whatever happens to processes."""
 
     is_down = False
+    is_refusing = False
     windows: frozenset[str] = frozenset()  # there is no log
 
     def __init__(self, is_kept: bool) -> None:
@@ -113,6 +118,11 @@ class Disk:
     @property
     def is_down(self) -> bool:
         return self.recorder.is_stopped
+
+    @property
+    def is_refusing(self) -> bool:
+        refusals = self.recorder.refusals
+        return bool(refusals) and any(refusal.times != 0 for refusal in refusals)
 
     @property
     def syncs(self) -> int:

@@ -4,11 +4,13 @@
 """
 
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 
 import msgspec
+from msgspec.structs import replace
 
-from rqlab.durability import MODES, Keeper
+from rqlab import backoff
+from rqlab.durability import MODES, RETRY_MS, Keeper
 from rqlab.errors import LeaseLost, RQLabError, StoreError
 from rqlab.executors import Report, Run
 from rqlab.job import Job, State
@@ -30,6 +32,7 @@ from rqlab.storage import Store
 WAKES_ALL = frozenset({Event.STALL, Event.TIME_OUT, Event.CANCEL})
 STARTS_RUN = frozenset({State.WAITING, State.DELAYED})
 PATIENCE = 120.0  # seconds, and what the work is worth: by then everything has come to rest
+BACKOFFS_SUMMED = 100  # one by one; of more retries each counts as the longest
 
 
 class Stage:
@@ -53,7 +56,8 @@ class Stage:
         self.labels: dict[str, str] = {}  #: by job id: what it is called whatever its id is, for chance
         self._ids: dict[str, list[str]] = {}  #: and the other way round
         self.acknowledged_at: list[int] = []  #: lengths of the disk's log at which a write had been promised to be safe
-        self._pushes_failed = 0  #: since it is calm
+        self._pushes_again_at = self.calm_at + _breath(settings)
+        self._pushes_failed = 0  #: since then
         self._cast(span)
         self.breakage = Breakage(
             self.world, self.chance, self.history, machine, self.judge, self.processes, self.workers
@@ -92,9 +96,7 @@ class Stage:
             return
         world.call(Call("calm", self._calm), self.calm_at)
         world.run(self.calm_at)
-        allowed_until = self._patience()
-        self._end_if_over()
-        world.run(allowed_until)
+        allowed_until = self._rest()
         self._count()
         if not self.judge.violations:
             self.judge.rest(allowed_until, self._pushes_refused(), world.steps >= world.steps_allowed)
@@ -123,15 +125,37 @@ class Stage:
         if alive is not None and not self.judge.violations:
             self.judge.count(alive.store.real)
 
+    def _rest(self) -> int:
+        """Wait until everything has come to rest, or should have; by when.
+
+        As long as runs go on patience begins anew: a handler may ask for a retry in a day, again and again. Who goes
+        round for ever is stopped by their number.
+        """
+        world = self.world
+        allowed_until, runs = self._patience(), -1
+        self._end_if_over()
+        while not world.is_over and runs < len(self.judge.ran) and not self._goes_round():
+            runs = len(self.judge.ran)
+            allowed_until = self._patience()
+            world.run(allowed_until)
+        return allowed_until
+
+    def _goes_round(self) -> bool:
+        return self.judge.deliveries > self.judge.deliveries_allowed or self.world.steps >= self.world.steps_allowed
+
     def _patience(self) -> int:
-        """By when everything must have come to rest: far more than any plan of this size needs."""
+        """By when everything must have come to rest: far more than any jobs like these need."""
         settings = self.settings
+        left = [job for job in self.judge.ledger.jobs.values() if not job.is_finished]
         total = settings.jobs if isinstance(settings.jobs, int) else len(settings.jobs)
-        work = 20 * settings.duration * total / settings.workers
-        seconds = PATIENCE + 30 * settings.stall_timeout + work
-        instants = [at for job in self.judge.ledger.jobs.values() for at in (job.delay_until, job.lease_until) if at]
+        runs = sum(job.max_attempts - job.attempt for job in left)
+        most = max((job.max_attempts - job.attempt for job in left), default=0)
+        seconds = PATIENCE + settings.duration * max(20 * total, 4 * runs) / settings.workers
+        seconds += (30 + 2 * most) * settings.stall_timeout + 2 * most * settings.tick_interval
+        instants = [at for job in left for at in (job.delay_until, job.lease_until, job.timeout_at) if at]
         furthest = max(instants, default=EPOCH) - EPOCH
-        return max(self.world.now, furthest) + self.breakage.furthest_ahead + ceil(seconds * 1000)
+        waits = max(map(_longest_backoffs, left), default=0)
+        return max(self.world.now, furthest) + self.breakage.furthest_ahead + ceil(seconds * 1000) + waits
 
     def _end_if_over(self) -> None:
         ledger = self.judge.ledger
@@ -245,7 +269,7 @@ class Stage:
             self.judge.met_a_bug(f"{who}: {type(error).__name__}: {error}")
             return
         self.history.note(self.world.now, "error", "", who, -1, type(error).__name__)
-        if who == "producer" and self.is_calm and isinstance(error, StoreError):
+        if who == "producer" and self.world.now >= self._pushes_again_at and isinstance(error, StoreError):
             self._pushes_failed += 1
 
     # What handlers do.
@@ -304,3 +328,21 @@ class Stage:
 
     def was_duplicate(self, holder: str) -> None:
         self.history.note(self.world.now, "duplicate", holder, "producer")
+
+
+def _breath(settings: Settings) -> int:
+    """How long a keeper waits after a failure before it tries again, in milliseconds.
+
+    Writers who meet the bound meanwhile wait for it, and here get StoreBusy at once, as one steps at a time.
+    """
+    row = MODES[settings.durability]
+    window = row.window_seconds(settings.opening)
+    return max(ceil(window * 1000), RETRY_MS) if 0 < window < inf else 0
+
+
+def _longest_backoffs(job: Job) -> int:
+    """How long a job may wait between all the runs that it has left, in milliseconds."""
+    retries = range(job.attempt + 1, job.max_attempts)
+    waits = [backoff.retry_in(replace(job, attempt=attempt), 1.0) for attempt in retries[:BACKOFFS_SUMMED]]
+    longer = len(retries) - len(waits)
+    return sum(waits) + (longer * backoff.retry_in(replace(job, attempt=job.max_attempts), 1.0) if longer else 0)
