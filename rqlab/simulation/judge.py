@@ -117,7 +117,7 @@ class Judge:
                 there = store.get(job.id)
                 touched = Touched(job.id, None if there is None else whole(store, there))
             except StoreError as error:
-                if was_refusing:
+                if was_refusing or self.machine.is_down:
                     return  # a fault that strikes now: there is a count
                 touched = Touched(job.id, None, str(error))
             for check_id, broken in self._on_stored:
@@ -192,7 +192,7 @@ class Judge:
         try:
             found = read(store)
         except StoreError as error:
-            if was_refusing:
+            if was_refusing or self.machine.is_down:
                 return  # a fault that strikes now: there is another count
             found = Found({}, {}, {}, {}, str(error))
         self._ask(Moment.COUNT, found)
