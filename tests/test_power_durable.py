@@ -33,7 +33,7 @@ from rqlab.simulation import recovery
 from rqlab.simulation.platter import CRASH_KINDS, Cut, Platter
 from rqlab.simulation.recorder import ERRORS, Fault, Recorder
 from rqlab.simulation.recovery import History, Verdict, laid_out
-from rqlab.simulation.windows import WINDOWS, hits
+from rqlab.simulation.windows import IN_LOG, hits
 from rqlab.storage import cache, disk
 
 SEEDS = range(int(os.environ.get("RQLAB_CUT_SEEDS", "1")))  # each cuts every operation in every way; see make torture
@@ -78,7 +78,7 @@ def test_the_campaign_is_large_and_hits_every_window(workload: Recorded) -> None
     counted = hits(workload.platter.recording.operations, range(cuts_a_way))
 
     assert cuts_a_way * len(WAYS) >= ORDINARY_CUTS
-    assert set(counted) == set(WINDOWS)
+    assert set(counted) == set(IN_LOG)
     assert min(counted.values()) >= 10, counted
 
 

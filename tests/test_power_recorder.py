@@ -19,7 +19,7 @@ from rqlab.simulation import recorder as recorder_module
 from rqlab.simulation import recovery, vfs
 from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS, SECTOR, Cut, Image, Platter
 from rqlab.simulation.recorder import BACKENDS, ERRORS, Fault, Kind, Operation, Recorder, RecorderUnavailable, Recording
-from rqlab.simulation.windows import WINDOWS, hits, windows_at
+from rqlab.simulation.windows import IN_LOG, hits, windows_at
 
 
 @pytest.fixture(params=BACKENDS)
@@ -463,7 +463,7 @@ def test_each_window_opens_where_its_sentence_says(place: Path) -> None:
     assert "log restart" in during(checked_at, pushed_at)
     assert during(pushed_at, len(recorder)) == {"checkpoint", "last close"}
     assert open_at[created_at] == open_at[filled_at] == open_at[pushed_at] == frozenset()
-    assert set(hits(recorder.operations, [0])) == set(WINDOWS)
+    assert set(hits(recorder.operations, [0])) == set(IN_LOG)
 
 
 # The end of the interpreter.

@@ -15,8 +15,9 @@ from rqlab.simulation.chance import Chance
 from rqlab.simulation.faults import FAULTS, Fault
 from rqlab.simulation.history import History
 from rqlab.simulation.judge import Judge
-from rqlab.simulation.machine import Disk, Machine
+from rqlab.simulation.machine import Disk, Machine, is_in_snapshot
 from rqlab.simulation.recorder import Kind
+from rqlab.simulation.windows import SNAPSHOT
 from rqlab.simulation.world import Call, World
 from rqlab.storage.locks import Lock
 
@@ -91,6 +92,11 @@ class Breakage:
                     self._die(process)
                     machine.revive()
                     self._killed(process, fault)
+                self._arm_next()
+                return False
+            elif fault.window == SNAPSHOT and process.is_alive and is_in_snapshot(process.store.real):
+                self._armed.pop(0)
+                self._power_fails(fault)
                 self._arm_next()
                 return False
         return True
@@ -203,6 +209,7 @@ class Breakage:
         self.start_in(process, _ms(fault.seconds) or 1)
 
     def _power_fails(self, fault: Fault) -> None:
+        in_snapshot = any(process.is_alive and is_in_snapshot(process.store.real) for process in self.processes)
         for process in self.processes:
             if process.is_alive:
                 self._die(process)
@@ -212,7 +219,8 @@ class Breakage:
         for lock in self._locks:
             lock.close()
         self._locks = []
-        self.judge.went_down(self.machine.cut(fault, self.chance.bits("cut", fault.how, round(fault.at * 1000))))
+        drawn_from = self.chance.bits("cut", fault.how, round(fault.at * 1000))
+        self.judge.went_down(self.machine.cut(fault, drawn_from, in_snapshot))
         for process in self.processes:
             self.start_in(process, _ms(fault.seconds) or 1)
 

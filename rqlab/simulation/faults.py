@@ -14,7 +14,7 @@ from rqlab import arguments
 from rqlab.errors import ValidationError
 from rqlab.simulation.chance import Chance
 from rqlab.simulation.platter import CRASH_KINDS, NAME_MODELS
-from rqlab.simulation.windows import WINDOWS
+from rqlab.simulation.windows import IN_LOG, WINDOWS
 
 CRASHES = ("worker crash", "process kill", "power cut")
 OF_JOBS = ("poison job", "hanging handler")
@@ -128,7 +128,7 @@ def _draw_power_cut(span: Span, number: Number) -> Fault:
     names = list(NAME_MODELS)[int(number("names") * len(NAME_MODELS))]
     when = number("when")
     operation = 1 + int(number("operation") * 40) if when < 0.6 else 0
-    window = list(WINDOWS)[int(number("window") * len(WINDOWS))] if when >= 0.75 else ""
+    window = list(IN_LOG)[int(number("window") * len(IN_LOG))] if when >= 0.75 else ""
     if window == "creation":
         at = 0.0
     return Fault(at, "power cut", seconds=3.0, how=f"{kind}/{names}", operation=operation, window=window)

@@ -18,7 +18,7 @@ from rqlab.errors import RQLabError
 from rqlab.simulation.faults import Fault
 from rqlab.simulation.platter import CRASH_KINDS, Cut, Platter
 from rqlab.simulation.recorder import ERRORS, OK, Kind, Operation, Recorder
-from rqlab.simulation.windows import JOURNAL, WAL, WINDOWS, windows_at
+from rqlab.simulation.windows import IN_LOG, JOURNAL, SNAPSHOT, WAL, windows_at
 from rqlab.storage import Store
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.hybrid import HybridStore
@@ -49,8 +49,8 @@ class Machine(Protocol):
     def leave(self, store: Store) -> None:
         """The process that had it was killed, or has closed it."""
 
-    def cut(self, fault: Fault, seed: int) -> str:
-        """The power fails, now; all processes must have left. The crash kind."""
+    def cut(self, fault: Fault, seed: int, in_snapshot: bool) -> str:
+        """The power fails, now; all processes must have left, one of them while a snapshot waited. The crash kind."""
 
     def arm(self, fault: Fault) -> None:
         """Stop all I/O at the operation, or in the window, that the fault names, counted from now on."""
@@ -82,7 +82,7 @@ class Memory:
         if not self.survives_kill:
             self._store = MemoryStore()
 
-    def cut(self, fault: Fault, seed: int) -> str:
+    def cut(self, fault: Fault, seed: int, in_snapshot: bool) -> str:
         return fault.how.partition("/")[0] or "lost"
 
     def arm(self, fault: Fault) -> None:
@@ -150,11 +150,13 @@ class Disk:
         file._owner.close()
         self.recorder.is_stopped = was_stopped
 
-    def cut(self, fault: Fault, seed: int) -> str:
+    def cut(self, fault: Fault, seed: int, in_snapshot: bool) -> str:
         kind, _, names = (fault.how or "lost").partition("/")
         recording = self.recorder.recording
         cut = Cut(len(recording.operations), kind, names or "journalled", seed)
         self.windows = windows_at(recording.operations)[cut.at]
+        if in_snapshot or (self._mode.name == "hybrid" and self.windows & {"torn frame", "creation"} == {"torn frame"}):
+            self.windows |= {SNAPSHOT}  # once its file is made, hybrid writes nothing else
         self.cuts.append((cut, self.windows))
         self.operations += len(recording.operations)
         self._syncs += _syncs(recording.operations)
@@ -166,7 +168,7 @@ class Disk:
 
     def arm(self, fault: Fault) -> None:
         if fault.window:
-            self.recorder.stop_in(fault.window)
+            self.recorder.stop_in(fault.window if fault.window in OPENS else "")
         else:
             self.recorder.stop_at = len(self.recorder) + fault.operation
 
@@ -208,6 +210,11 @@ class Disk:
         else:
             lay_out(directory)
         return self._block.enter_context(WorldRecorder(directory, seed=self._seed))
+
+
+def is_in_snapshot(store: Store) -> bool:
+    """Whether a snapshot was taken, and is not stored yet."""
+    return isinstance(store, HybridStore) and store._taken is not None
 
 
 def _file_of(store: Store) -> DiskStore:
@@ -281,5 +288,5 @@ OPENS: dict[str, Callable[[Operation, list[Operation]], bool]] = {
     "creation": lambda operation, log: _is_log(operation, Kind.WRITE),
     "last close": lambda operation, log: _is_log(operation, Kind.DELETE),
 }
-assert OPENS.keys() == WINDOWS.keys(), "every window can be waited for"
+assert OPENS.keys() == IN_LOG.keys(), "every window of a log can be waited for"
 assert "lost" in CRASH_KINDS, "the kind of a cut that names none"

@@ -52,9 +52,9 @@ class KeptDisk(Disk):
     def number(self) -> int:
         return len(self._kept)
 
-    def cut(self, fault: Fault, seed: int) -> str:
+    def cut(self, fault: Fault, seed: int, in_snapshot: bool) -> str:
         recording = self.recorder.recording
-        kind = super().cut(fault, seed)
+        kind = super().cut(fault, seed, in_snapshot)
         cut, _ = self.cuts[-1]
         self._kept.append(DiskLog(recording, self.number, cut))
         return kind

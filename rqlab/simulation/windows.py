@@ -1,6 +1,7 @@
-"""The moments at which a power cut is most telling, found in a recorded log, so that a campaign can count its hits.
+"""The moments at which a power cut is most telling, so that a campaign can count its hits.
 
-Reads the log as SQLite's: which file is the database, which its write-ahead log, where a transaction ends.
+All but one are found in a recorded log, read as SQLite's: which file is the database, which its write-ahead log, where
+a transaction ends. That a snapshot was taken and is not stored is in memory alone, so the machine that is cut tells it.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from typing import NamedTuple
 from rqlab.simulation.recorder import Kind, Operation
 
 WAL, JOURNAL = "-wal", "-journal"
+SNAPSHOT = "snapshot"
 FRAME_HEADER_BYTES = 24  # https://sqlite.org/fileformat2.html#walformat
 COMMIT_FIELD = slice(4, 8)  # of a frame's header: not zero in the last frame of a transaction
 
@@ -19,7 +21,7 @@ class Window(NamedTuple):
 
     name: str
     says: str
-    find: Callable[[Sequence[Operation]], list[bool]]
+    find: Callable[[Sequence[Operation]], list[bool]] | None  #: None: no log shows it
 
 
 def _torn_frames(log: Sequence[Operation]) -> list[bool]:
@@ -93,20 +95,22 @@ WINDOWS: dict[str, Window] = {
         Window("checkpoint", "pages are on their way from the log into the database", _checkpoints),
         Window("creation", "the database is being made", _creations),
         Window("last close", "the log is written back and deleted", _closes),
+        Window(SNAPSHOT, "hybrid has taken a snapshot, which is not stored yet", None),
     )
 }
+IN_LOG = {name: window.find for name, window in WINDOWS.items() if window.find is not None}
 
 
 def windows_at(log: Sequence[Operation]) -> list[frozenset[str]]:
-    """For a cut at 0, 1, …, len(log): the windows that are open."""
-    marks = {name: [False, *window.find(log)] for name, window in WINDOWS.items()}
+    """For a cut at 0, 1, …, len(log): the windows that are open, as far as a log shows them."""
+    marks = {name: [False, *find(log)] for name, find in IN_LOG.items()}
     return [frozenset(name for name, open_ in marks.items() if open_[at]) for at in range(len(log) + 1)]
 
 
 def hits(log: Sequence[Operation], cuts_at: Iterable[int]) -> Counter[str]:
-    """How many of these cuts fell into each window; a window that none hit has 0."""
+    """How many of these cuts fell into each window that a log shows; a window that none hit has 0."""
     at = windows_at(log)
-    counted = Counter(dict.fromkeys(WINDOWS, 0))
+    counted = Counter(dict.fromkeys(IN_LOG, 0))
     counted.update(name for cut in cuts_at for name in at[cut])
     return counted
 
