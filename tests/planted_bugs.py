@@ -221,6 +221,23 @@ def a_lost_update(patch: Patch) -> None:
     patch.setattr(memory.MemoryTransaction, "put", forgetful)
 
 
+def pause_ignored(patch: Patch) -> None:
+    """A pull looks for the pause of another queue."""
+    pull_from = Engine.pull.__globals__["_pull_from"]
+
+    def deaf(tx: Any, *arguments: Any) -> Any:
+        class Unpaused:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(tx, name)
+
+            def entry(self, key: str) -> Any:
+                return None if key.startswith("paused/") else tx.entry(key)
+
+        return pull_from(Unpaused(), *arguments)
+
+    patch.setattr("rqlab.engine._pull_from", deaf)
+
+
 def large_data_forgotten(patch: Patch) -> None:
     """A record is stored, and the data that is kept apart is not."""
     rows = entries.job_rows

@@ -31,6 +31,7 @@ from planted_bugs import (
     no_stall_recovery,
     no_transaction,
     normal_in_durable,
+    pause_ignored,
     recovery_completes_what_was_held,
     recovery_invents_a_job,
     refuses_for_ever,
@@ -94,7 +95,9 @@ PLANTS = [
     Plant(a_lost_update, "I6b", {**MEMORY, "failure_rate": 0.5}, range(4), 4),
     Plant(large_data_forgotten, "I6", only("I6", **LARGE), range(2), 2),
     Plant(large_data_forgotten, "I6b", LARGE, range(2), 2),
+    Plant(large_data_forgotten, "I6b", {**DISK, "jobs": 30}, range(4), 3),  # as drawn
     Plant(last_come_first_served, "I7", MEMORY, range(4), 4),
+    Plant(pause_ignored, "I7", MEMORY, range(6), 3),
     Plant(no_transaction, "I8", only("I8", **I_O_ERRORS), range(6), 4),
     Plant(schedule_fires_twice, "I9", MEMORY, range(4), 4),
     Plant(unique_keys_unchecked, "I10", RARELY, range(6), 3),

@@ -9,18 +9,21 @@ import msgspec
 from rqlab import schedule as schedules
 from rqlab.engine import Engine, Push
 from rqlab.errors import DuplicateKey, InvalidState, JobNotFound, StoreError
-from rqlab.job import Job
+from rqlab.job import Job, State
 from rqlab.simulation.actors import Act, ProducerActor
 from rqlab.simulation.chance import Chance
 from rqlab.simulation.settings import Settings
 from rqlab.simulation.watched import Collector
-from rqlab.simulation.workload import drawn, given
+from rqlab.simulation.workload import MANY, drawn, given
 from rqlab.storage import Store
 
 QUEUES = ("mail", "reports")  # of the jobs that are drawn
 FLUSH_AT = 0.45  # of the span
 REQUEUE_AT = 0.9
 FEW = 10  # jobs: so few are not requeued
+PAUSED_FROM, PAUSED_TO = 0.3, 0.4  # of the span
+PURGE_AT = 0.6
+RESUMED_AGAIN = 5.0  # seconds after the span: a crash may take what was acknowledged, a resume too
 
 
 class Desk(Protocol):
@@ -56,6 +59,11 @@ def acts(desk: Desk, chance: Chance, settings: Settings, span: float) -> list[Ac
     if jobs >= FEW:
         planned.append(Act(int(span * FLUSH_AT * 1000), "flush", _flush))
         planned.append(Act(int(span * REQUEUE_AT * 1000), "requeue", _requeue_all))
+    if jobs >= MANY:
+        planned.append(Act(int(span * PAUSED_FROM * 1000), "pause", _pause))
+        planned.append(Act(int(span * PAUSED_TO * 1000), "resume", _resume))
+        planned.append(Act(int(span * PURGE_AT * 1000), "purge", _purge))
+        planned.append(Act(int((span + RESUMED_AGAIN) * 1000), "resume again", _resume))
     return planned
 
 
@@ -123,6 +131,18 @@ def _canceller(desk: Desk, label: str) -> Callable[[ProducerActor, int], None]:
 
 def _requeue_all(producer: ProducerActor, wall: int) -> None:
     producer.process.engine.requeue_all("mail", wall)
+
+
+def _pause(producer: ProducerActor, wall: int) -> None:
+    producer.process.engine.pause("mail")
+
+
+def _resume(producer: ProducerActor, wall: int) -> None:
+    producer.process.engine.resume("mail")
+
+
+def _purge(producer: ProducerActor, wall: int) -> None:
+    producer.process.engine.purge("mail", State.COMPLETED, None, wall)
 
 
 def _flush(producer: ProducerActor, wall: int) -> None:

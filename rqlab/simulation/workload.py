@@ -15,6 +15,8 @@ BACKOFFS = tuple(Backoff)
 NAMES = ("welcome", "receipt", "reminder", "digest")
 GIVEN_EVERY_MS = 200  # between two jobs of the user's that name no `at`
 SHARE_OF_BURSTS = 0.25  # of the jobs: pushed together with the one before
+MANY = 25  # jobs, one more than simulate's default: so many have some with large data, are paused, and purged
+LARGE = msgspec.Raw(b'"' + b"large " * 1_000 + b'"')  # over 4 KiB: kept in an entry of its own
 SHARE_OF_PUSHES = 0.5  # of the span: then everything is pushed
 
 
@@ -38,10 +40,11 @@ def drawn(chance: Chance, count: int, span: float, timing: Timing) -> Iterator[t
         at = int(pushed_at * 1000)
         cancel = chance("cancel", label)
         cancel_at = at + int(cancel * 40 * 2000) if cancel < 0.025 else None
-        yield at, _drawn_push(chance, label, number, timing), cancel_at
+        is_large = count >= MANY and chance("large", label) < 0.08
+        yield at, _drawn_push(chance, label, number, timing, is_large), cancel_at
 
 
-def _drawn_push(chance: Chance, label: str, number: int, timing: Timing) -> Push:
+def _drawn_push(chance: Chance, label: str, number: int, timing: Timing, is_large: bool) -> Push:
     options: dict[str, Any] = {}
     if chance("priority", label) < 0.2:
         options["priority"] = int(chance.between(-2, 6, "priority value", label))
@@ -57,7 +60,7 @@ def _drawn_push(chance: Chance, label: str, number: int, timing: Timing) -> Push
         id="",
         queue="mail" if chance("queue", label) < 0.8 else "reports",
         name=chance.choice(NAMES, "name", label),
-        encoded_data=msgspec.Raw(b'{"number":%d}' % number),
+        encoded_data=LARGE if is_large else msgspec.Raw(b'{"number":%d}' % number),
         max_attempts=3 + int(chance("attempts", label) * 3),
         backoff=chance.choice(BACKOFFS, "backoff", label),
         backoff_delay=max(timing.duration, 0.001),
