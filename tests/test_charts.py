@@ -673,3 +673,13 @@ def test_every_picture_is_one_line_of_words_without_control_characters() -> None
         alt = drawn(name, told).alt
         assert alt.isprintable(), alt[:200]
         assert len(alt) < 1_500
+
+
+def test_a_job_that_was_purged_is_removed_and_not_active() -> None:
+    purged = simulate(0, seed=4, jobs=30, faults=(), store="memory")
+    drawn = retrying.marks(purged)
+    ends = {course.end: course.look.word for course in drawn.courses}
+
+    assert ends["removed"] == "removed"
+    assert "removed" in drawn.summary
+    assert f"{(purged.jobs['state'] == 'removed').sum()} removed" in timelines.marks(purged).summary

@@ -46,6 +46,8 @@ STATES: dict[str, Look] = {
     State.CANCELLED: Look("cancelled", SKY, "⊘", "---"),
 }
 
+REMOVED = Look("removed", "#767676", "−")  # by a purge or its retention: there is no job any more
+
 #: How a run ended; the last two are no outcome of a delivery: the run goes on, or nobody remembers it.
 OUTCOMES: dict[str, Look] = {
     Outcome.COMPLETED: Look("completed", GREEN, "✓"),

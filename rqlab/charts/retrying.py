@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rqlab.charts.chart import Chart, dress, lines, new_axes, say
 from rqlab.charts.histories import Result, history, job_names, times
-from rqlab.charts.looks import OUTCOMES, STATES, WAIT, Look, Theme, on_paper, seconds, theme
+from rqlab.charts.looks import OUTCOMES, REMOVED, STATES, WAIT, Look, Theme, on_paper, seconds, theme
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +31,7 @@ class Course(NamedTuple):
 
     @property
     def look(self) -> Look:
-        return OUTCOMES["lost"] if self.end == "lost" else STATES.get(self.end, OUTCOMES["active"])
+        return {"lost": OUTCOMES["lost"], "removed": REMOVED, **STATES}.get(self.end, OUTCOMES["active"])
 
 
 class Retries(NamedTuple):
@@ -94,7 +94,7 @@ def _gather(single: list[Course]) -> list[Course]:
 
 
 def _rank(end: str) -> int:
-    order = ("lost", "dlq", "delayed", "waiting", "active", "cancelled", "completed")
+    order = ("lost", "dlq", "delayed", "waiting", "active", "cancelled", "completed", "removed")
     return order.index(end) if end in order else len(order)
 
 

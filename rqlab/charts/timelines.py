@@ -23,7 +23,7 @@ from rqlab.charts.histories import (
     times,
     worker_names,
 )
-from rqlab.charts.looks import DOWN, FROZEN, LEASE, OUTCOMES, STATES, WAIT, Look, Theme, on_paper, plain, theme
+from rqlab.charts.looks import DOWN, FROZEN, LEASE, OUTCOMES, REMOVED, STATES, WAIT, Look, Theme, on_paper, plain, theme
 
 if TYPE_CHECKING:
     import pandas
@@ -345,7 +345,9 @@ def _summary(told: History) -> str:
     runs = ", ".join(f"{n:,} {OUTCOMES[k].word}" for k in OUTCOMES if (n := outcomes.get(k, 0)))
     lost = sum(job.lost for job in told.jobs)
     states = Counter(job.state for job in told.jobs if not job.lost)
-    ended = [f"{n:,} {state}" for state in STATES if (n := states.get(state, 0))] + [f"{lost:,} lost"] * (lost > 0)
+    ended = [f"{n:,} {state}" for state in (*STATES, REMOVED.word) if (n := states.get(state, 0))] + [
+        f"{lost:,} lost"
+    ] * (lost > 0)
     parts = [
         f"{times(len(told.jobs), 'job')}" + (f" ({', '.join(ended)})" if ended else ""),
         f"{times(len(told.runs), 'run')} on {times(workers, 'worker')}" + (f" ({runs})" if runs else ""),

@@ -194,7 +194,7 @@ def _verdict(done: Simulated, share: float) -> str:
 
 def _again(done: Simulated, share: float) -> str:
     line = text(done.replay_line, int(400 * share))
-    return f'<p{CLOSE}>again: <code style="{MONO};color:inherit">{line}</code></p>'
+    return f'<p{CLOSE}>again: <code style="{MONO};color:inherit;overflow-wrap:anywhere">{line}</code></p>'
 
 
 def _promise(promise: Table, limit: int) -> str:
@@ -360,7 +360,7 @@ def _lines(said: Sequence[str]) -> str:
     if not said:
         return ""
     body = "\n".join(text(line, 240) for line in said)
-    style = f"{MONO};{NUMBERS};white-space:pre-wrap;margin:4px 0;color:inherit;background:none"
+    style = f"{MONO};{NUMBERS};white-space:pre-wrap;overflow-wrap:anywhere;margin:4px 0;color:inherit;background:none"
     return f'<pre style="{style};border-left:2px solid {FAINT};padding:0 8px">{body}</pre>'
 
 

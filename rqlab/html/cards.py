@@ -39,7 +39,7 @@ def card(
     if lines:
         shown = "\n".join(text(plain(line, 400), 400) for line in lines[:MOST_LINES])
         more = f"\nand {len(lines) - MOST_LINES} more" if len(lines) > MOST_LINES else ""
-        style = f"{MONO};white-space:pre-wrap;margin:6px 0;color:inherit;background:none"
+        style = f"{MONO};white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0;color:inherit;background:none"
         parts.append(f'<pre style="{style};border-left:2px solid {FAINT};padding:0 8px">{shown}{more}</pre>')
     parts += map(_table, below)
     return f'<div style="{FRAME}">{"".join(parts)}</div>'
