@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -37,6 +38,30 @@ def test_the_same_seed_gives_the_same_history_whatever_the_hash_seed() -> None:
 
     hashes = [simulate(seed=s, faults=9.0, durability=mode).hash for s in (0, 1, 2) for mode in ("durable", "hybrid")]
     assert said == {f"{hashes}\n"}
+
+
+def other_pythons() -> list[str]:
+    """Interpreters of other versions that have what rqlab needs: on the PATH, or named in RQLAB_PYTHONS."""
+    names = [f"python3.{minor}" for minor in range(11, 16) if minor != sys.version_info.minor]
+    named = os.environ.get("RQLAB_PYTHONS", "").split(os.pathsep)
+    found = dict.fromkeys(path for each in (*named, *names) if each and (path := shutil.which(each)))
+    needs = "import croniter, diskcache, msgspec, typer"
+    return [path for path in found if subprocess.run([path, "-c", needs], capture_output=True).returncode == 0]
+
+
+def test_the_same_seed_gives_the_same_history_on_another_python() -> None:
+    pythons = other_pythons()
+    if not pythons:
+        pytest.skip("no other Python with rqlab's dependencies; name some: RQLAB_PYTHONS=/path/to/venv/bin/python")
+    options = [{"seed": seed, "faults": 9.0, "durability": mode} for seed in (0, 1) for mode in rqlab.MODES]
+    code = f"import rqlab; print([rqlab.simulate(**options).hash for options in {options}])"
+    home = {**os.environ, "PYTHONPATH": str(Path(rqlab.__file__).parent.parent)}
+    said = {
+        python: subprocess.run([python, "-c", code], env=home, capture_output=True, text=True, timeout=100).stdout
+        for python in pythons
+    }
+
+    assert said == dict.fromkeys(pythons, f"{[simulate(**options).hash for options in options]}\n")  # type: ignore[arg-type]
 
 
 def test_another_seed_gives_another_history() -> None:
@@ -356,3 +381,11 @@ def test_a_mistake_on_the_command_line_is_one_line() -> None:
     assert said.returncode == 2
     assert said.stderr.startswith("error: durability: expected")
     assert len(said.stderr.splitlines()) == 1
+
+
+def test_a_world_ends_when_callers_have_nothing_left_to_do() -> None:
+    """And not when patience does: callers of a larger world resume its queue once more when nothing breaks."""
+    result = simulate(0, seed=1, faults=(), store="memory", jobs=25, duration=0.5)
+    calm = next(each.at for each in result.history if each.kind == "calm")
+
+    assert calm < result.header.ended_at < calm + 10

@@ -66,6 +66,7 @@ class Stage(Protocol):
     def ended(self, actor: "WorkerActor", run: Run, report: Report) -> bool: ...
     def fires(self, schedule: Schedule, tick: int, job_id: str) -> None: ...
     def opened(self, process: "Process") -> None: ...
+    def callers_are_done(self) -> None: ...
     def not_opened(self, process: "Process", error: RQLabError, was_disturbed: bool) -> None: ...
 
 
@@ -376,7 +377,10 @@ class ProducerActor(ProcessActor):
             else:
                 burst[0].do(self, wall)
             self.done += len(burst)
-        return None if self.is_done else wall + self.acts[self.done].at - now
+        if self.is_done:
+            self.process.stage.callers_are_done()
+            return None
+        return wall + self.acts[self.done].at - now
 
     def _burst(self) -> Sequence[Act]:
         first = self.acts[self.done]

@@ -201,6 +201,9 @@ class Stage:
             self.judge.recovered(process.store.real, number, self.breakage.is_disturbed)
         self._end_if_over()
 
+    def callers_are_done(self) -> None:
+        self._end_if_over()
+
     @property
     def is_disturbed(self) -> bool:
         return self.breakage.is_disturbed
