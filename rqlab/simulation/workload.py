@@ -83,7 +83,9 @@ def given(items: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Push]]:
                 )
             options = dict(item)
             queue, at = options.pop("queue", "mail"), options.pop("at", number * GIVEN_EVERY_MS / 1000)
-            yield (
-                round(arguments.seconds(at, f"jobs[{number}]: at") * 1000),
-                door._checked_item(queue, {"name": "job", **options}, number),
-            )
+            due_at = round(arguments.seconds(at, f"jobs[{number}]: at") * 1000)
+            try:
+                push = door._checked_item(queue, {"name": "job", **options}, number)
+            except ValidationError as error:  # push_many calls them items
+                raise ValidationError(str(error).replace("items[", "jobs[", 1)) from error
+            yield due_at, push
