@@ -12,6 +12,7 @@ import os
 import random
 import re
 import socket
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -67,6 +68,7 @@ SETTINGS_KEY = "rqlab/settings"
 DEFAULT_RETENTION = Retention()
 MAX_UNSAFE = 1_000_000  # writes that may wait for a commit or a snapshot
 MAX_PLAIN_JOBS = 1_000  # kinds of job that are checked once: a program has few
+LAST_OF_ALL = -100  # among what multiprocessing runs as a child ends: others may yet push
 HOST = socket.gethostname()
 ID = re.compile(r"[0-9a-f-]{36}")
 
@@ -103,6 +105,15 @@ def _close_at_exit() -> None:
 
 
 atexit.register(_close_at_exit)
+
+
+def _close_at_the_end_of_a_child() -> None:
+    """A child that multiprocessing has forked ends without atexit; it has a list of its own."""
+    multiprocessing = sys.modules.get("multiprocessing")  # it is there in such a child; nobody else pays for it
+    if multiprocessing is not None and multiprocessing.parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _close_at_exit, exitpriority=LAST_OF_ALL)
 
 
 def _open_store(mode: Mode, opening: Opening) -> Store:
@@ -256,6 +267,8 @@ class Queues:
         self._is_closed = False
         if keeper is not None:
             assert path is not None, "what becomes safe later has a file"
+            if not _later:
+                _close_at_the_end_of_a_child()
             _later[keeper.store] = _Open(path, weakref.ref(self), self._supervisor.end_keeper)
 
     # Producers.

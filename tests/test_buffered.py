@@ -3,6 +3,7 @@
 No test waits for the clock: the keeper is driven by hand, and a store of the front door has an interval of hours.
 """
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -749,6 +750,32 @@ def test_nothing_is_acknowledged_and_then_lost_as_a_program_ends(tmp_path: Path,
         assert acknowledged - {job.id for job in rq.jobs(limit=1_000_000)} == set()
     assert acknowledged
     assert who == "daemon" or "are closed: open them again" in said.stderr
+
+
+CHILD = """
+import multiprocessing, sys, rqlab
+def child(path, mode):
+    rq = rqlab.open(path, mode)
+    rq.push("a", "n")
+if __name__ == "__main__":
+    path, mode, start = sys.argv[1:]
+    process = multiprocessing.get_context(start).Process(target=child, args=(path, mode))
+    process.start()
+    process.join()
+"""
+
+
+@pytest.mark.parametrize("start", multiprocessing.get_all_start_methods())
+@pytest.mark.parametrize("mode", ["buffered", "hybrid"])
+def test_a_child_of_multiprocessing_that_forgot_to_close_loses_nothing_as_it_ends(
+    tmp_path: Path, mode: str, start: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(CHILD)
+    subprocess.run([sys.executable, str(program), str(tmp_path / "jobs"), mode, start], check=True, timeout=60)
+
+    with rqlab.open(tmp_path / "jobs") as rq:
+        assert rq.counts("a").waiting == 1
 
 
 @pytest.mark.parametrize("mode", ["buffered", "hybrid"])
