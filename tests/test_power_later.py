@@ -262,6 +262,7 @@ def late(patch: pytest.MonkeyPatch) -> None:
 
 
 _stores: list[Any] = []
+NOT_ONE_INSTANT = ("its state is that after no number of calls", "its counters say")
 
 
 @pytest.mark.parametrize(
@@ -276,7 +277,9 @@ def test_a_cheat_is_caught(name: str, plant: Plant, scratch: Path) -> None:
         try:
             cheated = run(SETTINGS[name], directory, scratch, patch, wall)
             caught = sum(promised > 0 for _, _, promised in losses(cheated, "lost", "strict", scratch, 0))
-        except AssertionError:
+        except AssertionError as error:
+            if not any(said in str(error) for said in NOT_ONE_INSTANT):
+                raise
             caught = 1
 
     assert caught > 0
