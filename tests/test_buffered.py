@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -667,9 +668,16 @@ def test_queues_that_somebody_still_has_make_way_for_nobody(tmp_path: Path, mode
 
 @pytest.mark.parametrize("mode", ["buffered", "hybrid"])
 def test_a_worker_keeps_the_queues_that_were_dropped(tmp_path: Path, mode: str) -> None:
-    with rqlab.open(tmp_path, mode, **LAZY[mode]).worker("a", lambda job: None):
+    rq = rqlab.open(tmp_path, mode, **LAZY[mode])
+    seen, worker = weakref.ref(rq), rq.worker("a", lambda job: None)
+    del rq
+    with worker:
         with pytest.raises(StoreLocked, match="this very process"):
             rqlab.open(tmp_path, mode)
+
+        kept = seen()
+        assert kept is not None
+    kept.close()  # or its threads would go on in the tests that follow
 
 
 @pytest.mark.parametrize("mode", ["buffered", "hybrid"])
