@@ -4,6 +4,7 @@ Other processes are real ones. Nothing here opens `cache.db` but through SQLite:
 this process's locks (there is a test of that too).
 """
 
+import errno
 import os
 import pickle
 import shutil
@@ -33,7 +34,7 @@ from rqlab.storage import view as view_module
 from rqlab.storage.cache import SETTINGS
 from rqlab.storage.disk import DiskStore
 from rqlab.storage.entries import DATA, DATA_APART_BYTES, FORMAT_KEY
-from rqlab.storage.locks import file_system, network_file_system
+from rqlab.storage.locks import NOT_ALLOWED, file_error, file_system, network_file_system
 from rqlab.storage.place import LAST
 from rqlab.storage.view import ReadOnlyStore
 
@@ -1122,8 +1123,16 @@ try: rqlab.open(sys.argv[1], read_only=True)
 except rqlab.StoreError as error: print(error)
 """
 
-    assert run(tries, path, NOBODY).endswith("closed: Permission denied\n")
+    assert run(tries, path, NOBODY).endswith(f"closed: Permission denied. {NOT_ALLOWED}\n")
     path.chmod(0o700)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT])
+def test_an_error_of_the_system_says_what_to_do(number: int) -> None:
+    said = str(file_error("cannot open x", OSError(number, os.strerror(number))))
+
+    assert said.startswith("cannot open x: ")
+    assert said.split(". ")[-1].startswith(("Choose", "The disk", "Free some space"))
 
 
 def test_a_log_that_lost_its_shared_memory_is_not_overlooked(killed: Path) -> None:

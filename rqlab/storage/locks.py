@@ -28,6 +28,14 @@ NETWORK_FILE_SYSTEMS = frozenset(
 )
 
 DISK_FAILED = "The disk, or the way to it, failed: look into the system's log (dmesg), then call again"
+NOT_ALLOWED = "Choose another directory, or make this one readable and writable for this user"
+#: What to do about errors of the system that say no more than what failed.
+REMEDIES = {
+    errno.EIO: DISK_FAILED,
+    errno.EACCES: NOT_ALLOWED,
+    errno.EPERM: NOT_ALLOWED,
+    errno.EROFS: "Choose a directory on a file system that can be written",
+}
 
 _open_locks: "weakref.WeakSet[Lock]" = weakref.WeakSet()
 
@@ -100,7 +108,7 @@ def file_error(attempted: str, error: OSError) -> StoreError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StoreFull(f"{attempted}: the disk is full; nothing was changed. Free some space")
     said = f"{attempted}: {error.strerror or error}"
-    return StoreError(f"{said}. {DISK_FAILED}" if error.errno == errno.EIO else said)
+    return StoreError(f"{said}. {REMEDIES[error.errno]}" if error.errno in REMEDIES else said)
 
 
 def try_flock(file: FileIO, kind: int) -> bool:
