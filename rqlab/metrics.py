@@ -77,23 +77,23 @@ class Metrics:
 
 
 class PrometheusCollector:
-    """A custom collector for prometheus_client: `REGISTRY.register(rq.prometheus())`.
+    """A custom collector for prometheus_client: `REGISTRY.register(rq.prometheus())`. `read()` gives a reading.
 
     Raises ImportError with the install line where prometheus_client is missing.
     """
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, read: Callable[[], dict[str, Any]]) -> None:
         try:
             import prometheus_client  # noqa: F401  # an extra: say so now, not at the first scrape
         except ImportError:
             raise ImportError('Prometheus metrics need prometheus_client: pip install "rqlab[prometheus]"') from None
-        self._metrics = metrics
+        self._read = read
 
     def collect(self) -> Iterator[Any]:
         """One family for each metric, labelled by queue; called by the registry at every scrape."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
-        latest: dict[str, Any] = self._metrics.latest or {"queues": {}}
+        latest = self._read()
         queues: dict[str, Any] = latest["queues"]
         jobs = GaugeMetricFamily("rqlab_jobs", "jobs in each state", labels=["queue", "state"])
         oldest = GaugeMetricFamily(

@@ -450,9 +450,13 @@ class Queues:
         return copy.deepcopy(self._metrics.refresh(self._now()))  # parts of it serve the next reading too
 
     def prometheus(self) -> PrometheusCollector:
-        """A collector for `prometheus_client.REGISTRY.register`; its readings are those of the newest tick."""
+        """A collector for `prometheus_client.REGISTRY.register`.
+
+        A scrape shows what housekeeping read at its newest tick; in a process that keeps no house, as one that only
+        looks, what there is now.
+        """
         self.metrics()
-        return PrometheusCollector(self._metrics)
+        return PrometheusCollector(self._scraped)
 
     def on_change(self, callback: Callable[[Change], None]) -> Callable[[], None]:
         """Call `callback(change)` after each commit for each change of this process, in order; returns the off switch.
@@ -826,6 +830,16 @@ class Queues:
         now = self._now()
         checked = arguments.text(name, "schedule name", 256)
         self._engine.change_schedule(checked, attempted, lambda stored: change(stored, now))
+
+    def _scraped(self) -> dict[str, Any]:
+        """The newest reading. Where there is no new one the last stands: the application's own metrics go on."""
+        latest = self._metrics.latest
+        if latest is None or not self._supervisor.keeps_house:
+            try:
+                return self._metrics.refresh(self._now())
+            except RQLabError as error:
+                log.warning("the metrics could not be read, and stay as they were: %s", error)
+        return latest or {"queues": {}}
 
     def _make_scheduled(self, stored: Schedule, tick: int, now: int) -> tuple[Push, str]:
         return msgspec.json.decode(stored.options, type=Push), self._draw_id(now)

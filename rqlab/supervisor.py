@@ -68,6 +68,11 @@ class Supervisor:
         """Start the housekeeping thread; if it runs, nothing happens."""
         self._house.start()
 
+    @property
+    def keeps_house(self) -> bool:
+        """Whether the housekeeping thread was started."""
+        return self._house.has_started
+
     def close(self) -> None:
         """End all threads but the keeper's: while the store is open, what was acknowledged is to become safe."""
         self._house.end()
@@ -369,6 +374,10 @@ class _Thread:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._is_ending = False
+
+    @property
+    def has_started(self) -> bool:
+        return self._thread is not None
 
     def start(self) -> None:
         if self._lock._is_owned():  # type: ignore[attr-defined]

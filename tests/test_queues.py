@@ -783,6 +783,36 @@ def test_prometheus_shows_what_the_metrics_say(rq: rqlab.Queues, wall: Wall) -> 
         assert line in shown.splitlines()
 
 
+def test_a_scrape_in_a_process_that_keeps_no_house_shows_what_there_is_now(tmp_path: Path) -> None:
+    client = pytest.importorskip("prometheus_client")
+
+    def shown(registry: Any) -> list[str]:
+        return [line for line in client.generate_latest(registry).decode().splitlines() if "pushed_total{" in line]
+
+    with rqlab.open(tmp_path / "jobs") as rq, rqlab.open(tmp_path / "jobs", read_only=True) as view:
+        registries = [client.CollectorRegistry() for _ in range(2)]
+        for registry, each in zip(registries, (rq, view), strict=True):
+            registry.register(each.prometheus())
+
+        for pushed in (1, 2, 3):
+            rq.push("q", "n")
+
+            assert [shown(registry) for registry in registries] == [[f'rqlab_pushed_total{{queue="q"}} {pushed}.0']] * 2
+
+    assert shown(registries[1]) == ['rqlab_pushed_total{queue="q"} 3.0'], "closed: the other metrics of a program go on"
+
+
+def test_a_scrape_beside_housekeeping_reads_no_store(rq: rqlab.Queues, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = pytest.importorskip("prometheus_client")
+    registry = client.CollectorRegistry()
+    registry.register(rq.prometheus())
+    rq.start_housekeeping()
+    rq._supervisor.close()  # no tick any more
+    monkeypatch.setattr(rq._metrics, "refresh", lambda now: pytest.fail("a scrape must not wait for a busy store"))
+
+    assert "rqlab_jobs" in client.generate_latest(registry).decode()
+
+
 # News.
 
 
