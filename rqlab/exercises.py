@@ -7,6 +7,7 @@ nothing: whatever a pupil hands in, it answers in words. A new exercise is a row
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, NamedTuple
 
 from msgspec.structs import replace
@@ -56,8 +57,35 @@ def _open(exercise: str) -> Verdict:
     return Verdict(False, f"○ Not answered yet. {EXERCISES[exercise].asks}")
 
 
-def _raised(what: str, error: Exception) -> Verdict:
+def _raised(what: str, error: BaseException) -> Verdict:
     return _wrong(f"{what} raised {type(error).__name__}: {error}")
+
+
+def _answers_in_words(check: Callable[..., Verdict]) -> Callable[..., Verdict]:
+    """What the answer raises is part of the verdict, wherever the check meets it: in its code, its == or its repr.
+
+    SystemExit too: one pupil's sys.exit() must not end the script that marks a class.
+    """
+
+    @wraps(check)
+    def checked(*args: Answer, **kwargs: Answer) -> Verdict:
+        try:
+            return check(*args, **kwargs)
+        except (Exception, SystemExit) as error:  # noqa: BLE001  # what a pupil hands in may raise anything
+            return _raised("what you handed in", error)
+
+    return checked
+
+
+def _seconds(value: Answer) -> float | None:
+    """An answer in seconds as a number that can be compared; None if it is none (NaN is below and above nothing)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if math.isfinite(seconds) else None
 
 
 # 00: first queue.
@@ -65,6 +93,7 @@ def _raised(what: str, error: Exception) -> Verdict:
 PUSHED = ("later", "normal", "urgent")
 
 
+@_answers_in_words
 def check_order(push: Answer) -> Verdict:
     """Does `push(rq)` push later, normal and urgent, in this order, so that they run the other way round?"""
     with queues.memory() as rq:
@@ -98,6 +127,7 @@ PHASES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.95)  # of a heartbeat interval: nobody choo
 LONG_JOB: dict[str, Any] = {"jobs": [{"name": "long"}], "duration": 400.0, "failure_rate": 0.0, "workers": 2}
 
 
+@_answers_in_words
 def check_stall_timeout(seconds: Answer) -> Verdict:
     """Does a pause of 4 s forgive, and a kill -9 delay a job by 12 s at most, with this stall_timeout?"""
     if seconds is ...:
@@ -131,6 +161,7 @@ def _second_run(kind: str, phase: float, stall_timeout: float, lasts: float) -> 
 WAITS = (2.0, 4.0, 8.0, 10.0)  # seconds
 
 
+@_answers_in_words
 def check_waits(options: Answer) -> Verdict:
     """Do these options of push give five runs, with 2, 4, 8 and 10 s between them?"""
     if options is ... or options == {}:
@@ -165,6 +196,7 @@ STORIES = {
 }
 
 
+@_answers_in_words
 def check_crashes(answers: Answer) -> Verdict:
     """Is each of these stories a "kill -9" or a "power cut", to the queue's files?"""
     return _check_table(
@@ -189,6 +221,7 @@ NEEDS = {
 }
 
 
+@_answers_in_words
 def check_modes(answers: Answer) -> Verdict:
     """Which row of MODES fits each need: the one that loses little enough, and of those the quickest?"""
     return _check_table(
@@ -208,10 +241,13 @@ def check_modes(answers: Answer) -> Verdict:
 SHOWN_SEED = 7  # whose refused report stands in the notebook
 
 
+@_answers_in_words
 def check_seed(seed: Answer) -> Verdict:
     """Does `simulate(crashes=3, seed=…)` show a worker that lost its job and reported all the same?"""
     if seed is ...:
         return _open("seed")
+    if seed is None:
+        return _wrong("None draws another seed at each call, and nobody could replay what it found. Expected a number.")
     if seed == SHOWN_SEED:
         return _wrong(f"{seed} is the one that the notebook shows. There are others.")
     try:
@@ -229,21 +265,25 @@ def check_seed(seed: Answer) -> Verdict:
 # 06: scrub a crash.
 
 
+@_answers_in_words
 def check_safe_until(result: SimulationResult, seconds: Answer) -> Verdict:
     """Were the pushes up to this instant there after the power cut, and all later ones gone?"""
     if seconds is ...:
         return _open("safe_until")
+    if not isinstance(result, SimulationResult):
+        return _wrong(f"expected what rqlab.simulate(…) returned; got {type(result).__name__}.")
     jobs = result.jobs.sort_values("pushed")
     lost, kept = jobs[jobs.lost], jobs[~jobs.lost]
     if lost.empty:
         return _wrong("nothing was lost in this result: take one with a power cut in a mode that may lose.")
     first_lost = float(lost.pushed.iloc[0])
     last_kept = float(kept[kept.pushed < float(lost.pushed.iloc[-1])].pushed.max()) if len(kept) else 0.0
-    if not isinstance(seconds, int | float):
+    instant = _seconds(seconds)
+    if instant is None:
         return _wrong(f"expected an instant in seconds; got {seconds!r:.60}.")
-    if seconds >= first_lost:
+    if instant >= first_lost:
         return _wrong(f"at {first_lost:.2f} s a job was pushed, and acknowledged, that is gone. Earlier.")
-    if seconds < last_kept:
+    if instant < last_kept:
         return _wrong(f"at {last_kept:.2f} s a job was pushed that survived. Later.")
     return _right(f"what was pushed until {last_kept:.2f} s is there, what came from {first_lost:.2f} s on is gone. "
                   "There is no hole: what survives is a beginning of what was acknowledged.")  # fmt: skip
@@ -254,6 +294,7 @@ def check_safe_until(result: SimulationResult, seconds: Answer) -> Verdict:
 SEEDS = range(20)
 
 
+@_answers_in_words
 def check_handler(handler: Answer) -> Verdict:
     """Does this handler have each of its effects exactly once a job, under twenty seeds of crashes?"""
     if handler is ...:
@@ -286,6 +327,7 @@ EXPECTED_CRON = ("30 7 * * mon-fri", "Europe/Berlin")
 NEW_YEAR, YEAR_MS = 1_767_225_600_000, 365 * 86_400_000  # 2026, UTC
 
 
+@_answers_in_words
 def check_cron(cron: Answer, timezone: str = "UTC") -> Verdict:
     """Does this cron line tick at half past seven on working days in Berlin, all year round?"""
     if cron is ...:
@@ -322,6 +364,7 @@ KILLED_AFTER = 30.0  # seconds from SIGTERM to SIGKILL: what Kubernetes gives by
 MARGIN = 1.0  # seconds; a release is a commit, and a process needs a moment to end
 
 
+@_answers_in_words
 def check_grace(seconds: Answer) -> Verdict:
     """Is every run, however long, released without a charge before the SIGKILL that comes 30 s after SIGTERM?"""
     if seconds is ...:
@@ -329,14 +372,15 @@ def check_grace(seconds: Answer) -> Verdict:
     if seconds is None:
         return _wrong(f"None waits for the run, however long it takes; at {KILLED_AFTER:g} s SIGKILL takes the worker, "
                       "the job stalls, and an attempt is charged.")  # fmt: skip
-    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+    grace = _seconds(seconds)
+    if grace is None or grace < 0:
         return _wrong(f"expected seconds, 0 or more; got {seconds!r:.60}.")
-    if seconds > KILLED_AFTER - MARGIN:
-        return _wrong(f"after {seconds:g} s there is no time left to release what still runs: SIGKILL comes at "
+    if grace > KILLED_AFTER - MARGIN:
+        return _wrong(f"after {grace:g} s there is no time left to release what still runs: SIGKILL comes at "
                       f"{KILLED_AFTER:g} s.")  # fmt: skip
-    if seconds == 0:
+    if grace == 0:
         return _wrong("0 releases even a run that needs one second more. Nothing is charged, but its work is wasted.")
-    return _right(f"runs get {seconds:g} s to finish; what still runs is released, no attempt charged.")
+    return _right(f"runs get {grace:g} s to finish; what still runs is released, no attempt charged.")
 
 
 # 10: beat the queue.
@@ -351,6 +395,7 @@ class _Feat(NamedTuple):
     proof: str  #: the line, or the report, that shows it to everybody
 
 
+@_answers_in_words
 def check_mission(result: Answer) -> Verdict:
     """Did this simulation, or this lab, lose an acknowledged job?"""
     if result is ...:
@@ -384,6 +429,7 @@ def _feat(result: Answer) -> _Feat | None:
 ENOUGH_PUSHES = 50
 
 
+@_answers_in_words
 def check_queue(workload: Answer, survivors: Answer) -> Verdict:
     """Does this queue keep all that it acknowledged, wherever the power is cut?"""
     if workload is ... or survivors is ...:

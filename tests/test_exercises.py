@@ -1,6 +1,7 @@
 """What a pupil hands in gets a helpful answer: right, not yet and why, or not answered yet; never a traceback."""
 
 import inspect
+import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,10 @@ def now_and_then(job: rqlab.Job, ctx: Any) -> None:
         ctx.effect("charged card")
 
 
+def leave(anything: Any) -> None:
+    raise SystemExit(3)
+
+
 def workload(directory: Path, pushes: int = 50) -> Iterator[int]:
     with rqlab.open(directory / "jobs") as rq:
         for number in range(pushes):
@@ -81,6 +86,8 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str, str]] = [
     ("order", (later,), "✗", "not due"),
     ("order", (elsewhere,), "✗", "into emails"),
     ("order", (lambda rq: rq.push("letters"),), "✗", "raised TypeError"),
+    ("order", (lambda rq: rq.close(),), "✗", "raised StoreError"),
+    ("order", (leave,), "✗", "raised SystemExit"),
     ("stall_timeout", (8,), "✓", "are forgiven"),
     ("stall_timeout", (2,), "✗", "Allow more"),
     ("stall_timeout", (60,), "✗", "Allow less"),
@@ -101,6 +108,7 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str, str]] = [
     ("seed", (1,), "✓", "is refused"),
     ("seed", (7,), "✗", "the one that the notebook shows"),
     ("seed", ("seven",), "✗", "seed: expected"),
+    ("seed", (None,), "✗", "nobody could replay"),
     ("handler", (partial(once, done=set()),), "✓", "none of them twice"),
     ("handler", (every_time,), "✗", "Who remembers"),
     ("handler", (lambda job, ctx: None,), "○", "Write a handler"),
@@ -114,14 +122,19 @@ ANSWERS: list[tuple[str, tuple[Any, ...], str, str]] = [
     ("grace", (30,), "✗", "no time left"),
     ("grace", (0,), "✗", "wasted"),
     ("grace", ("long",), "✗", "expected seconds"),
+    ("grace", (math.nan,), "✗", "expected seconds"),
+    ("grace", (10**400,), "✗", "expected seconds"),
     ("queue", (workload, survivors), "✓", "are what that costs"),
     ("queue", (workload, forgetful), "✗", "loses up to"),
     ("queue", (lambda directory: workload(directory, 5), survivors), "✗", "prove little"),
     ("queue", (lambda directory: [], survivors), "✗", "raised ValueError"),
+    ("queue", (leave, survivors), "✗", "raised SystemExit"),
     ("safe_until", (STORY, 1.0), "✓", "There is no hole"),
     ("safe_until", (STORY, 0.15), "✗", "Later"),
     ("safe_until", (STORY, 2.5), "✗", "Earlier"),
     ("safe_until", (STORY, "late"), "✗", "expected an instant"),
+    ("safe_until", (STORY, math.nan), "✗", "expected an instant"),
+    ("safe_until", (1.0, STORY), "✗", "expected what rqlab.simulate(…) returned; got float"),
     ("safe_until", (HARMLESS, 1.0), "✗", "nothing was lost in this result"),
     ("mission", (STORY,), "✓", "hybrid had said so"),
     ("mission", (HARMLESS,), "✗", "try another mode"),
