@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 import rqlab
-from rqlab.charts.platters import CELLS_A_ROW, MOST_ROWS, SECTOR, PlatterView, Sectors, Strip, grid
+from rqlab.charts.platters import CELLS_A_ROW, MOST_ROWS, PIECES, SECTOR, PlatterView, Sectors, Strip, grid
 from rqlab.html.platter import platter, shown
 from rqlab.simulation.platter import Cut, Platter
 from rqlab.simulation.recorder import Kind, Operation, Recording
@@ -240,3 +240,24 @@ def test_the_trace_is_worked_out_once() -> None:
 
     assert isinstance(result.trace, Trace)
     assert result.trace is result.trace
+
+
+@pytest.mark.parametrize(
+    ("crash", "where", "says"),
+    [("torn", "torn", True), ("lost", "lost", True), ("kept", "kept", False), ("", "cached", False)],
+)
+def test_pieces_of_a_commit_are_said_to_count_for_nothing(crash: str, where: str, says: bool) -> None:
+    log = Strip("cache.db-wal", "the log", 2 * SECTOR, (Sectors(0, 1, "durable"), Sectors(1, 1, where)), 4)
+    view = PlatterView(2.0, 60, "hybrid", (log,), 33, True, crash, "of each file a prefix" if crash else "")
+
+    chart = view.plot()
+    drawn = {each.get_text() for each in chart.ax.texts}
+
+    assert (PIECES in repr(view)) == (PIECES in platter(view)) == (PIECES in chart.alt) == says
+    assert any(PIECES in each for each in drawn) == says
+
+
+def test_pieces_of_the_database_alone_are_no_commit_that_is_ignored() -> None:
+    database = Strip("cache.db", "the database", 2 * SECTOR, (Sectors(0, 2, "lost"),), 4)
+
+    assert PIECES not in repr(PlatterView(2.0, 60, "durable", (database,), 0, False, "lost", "nothing"))

@@ -32,6 +32,10 @@ SECTORS: dict[str, Look] = {
 }
 MEMORY = Look("in memory only", "#0072b2", "▢", "\\\\\\")
 MEMORY_IS = "memory of the process:"
+LOG = "-wal"  # how the name of SQLite's log ends; each commit is synced before the next is written
+#: Why sectors that survived do not save a job: nobody can read it off the squares.
+PIECES = "A commit counts only if the log has all of it: SQLite ignores these pieces, also what survived unsynced."
+TWO_CHANGES = "(an ack with the next pull: two changes, one write)"  # else it seems to contradict the writes lost
 
 
 class Sectors(NamedTuple):
@@ -94,6 +98,8 @@ class PlatterView(NamedTuple):
             return
         if self.crash:
             yield self.crash_said()
+            if self.has_pieces():
+                yield PIECES
         yield f"{MEMORY_IS} {self.memory_said()}"
         for strip in self.strips:
             yield f"{strip.head()}: {strip.said()}"
@@ -103,6 +109,11 @@ class PlatterView(NamedTuple):
         said = "⚡ kill -9" if self.crash == "kill" else f"⌁ power cut, {plain(self.crash, 20)}"
         return f"{said}: {plain(self.crash_says, 200)}"
 
+    def has_pieces(self) -> bool:
+        """Whether a power cut left some of a commit in the log, and not all of it."""
+        logs = [strip.counts() for strip in self.strips if strip.name.endswith(LOG)]
+        return bool(self.crash) and any({"lost", "torn"} & counts.keys() for counts in logs)
+
     def memory_said(self) -> str:
         """What the process's memory alone has."""
         if not self.may_be_in_memory:
@@ -110,7 +121,7 @@ class PlatterView(NamedTuple):
         changes = times(self.in_memory, "acknowledged change")
         if not self.in_memory:
             return "no acknowledged change: every one is in the files"
-        return f"{changes} {'gone with the process' if self.crash else 'that no file has yet'}"
+        return f"{changes} {f'gone with the process {TWO_CHANGES}' if self.crash else 'that no file has yet'}"
 
     def counts(self) -> dict[str, int]:
         """Sectors of all files, by where they are."""
@@ -223,7 +234,7 @@ def draw(ax: "Axes", view: PlatterView, look: Theme) -> None:
             _box(ax, y + cell.row, cell.wide, kind.colour, look, kind, cell.column)
         y += laid.rows
     _legend(ax, view, look)
-    _title(ax, f"The platter at {moment(view.at)}, {view.mode}", view.crash_said() if view.crash else "", look)
+    _title(ax, f"The platter at {moment(view.at)}, {view.mode}", _crash_title(view), look)
 
 
 def _legend(ax: "Axes", view: PlatterView, look: Theme) -> None:
@@ -241,13 +252,19 @@ def _legend(ax: "Axes", view: PlatterView, look: Theme) -> None:
         )  # fmt: skip
 
 
+def _crash_title(view: PlatterView) -> str:
+    said = view.crash_said() if view.crash else ""
+    return f"{said}\n{PIECES}" if view.has_pieces() else said
+
+
 def _title(ax: "Axes", title: str, said: str, look: Theme) -> None:
     ax.annotate(
         title, (0, 1), xycoords="axes fraction", xytext=(0, 30 if said else 12), textcoords="offset points", size=12,
         weight="bold", color=look.ink, parse_math=False,
     )  # fmt: skip
     ax.annotate(
-        textwrap.fill(plain(said, 240), 118, max_lines=2, placeholder=" …"), (0, 1), xycoords="axes fraction",
+        "\n".join(textwrap.shorten(plain(line, 240), 118, placeholder=" …") for line in said.splitlines()), (0, 1),
+        xycoords="axes fraction",
         xytext=(0, 26), textcoords="offset points", size=9, va="top", color=look.quiet, parse_math=False,
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from rqlab.charts.looks import Look, plain
-from rqlab.charts.platters import CELLS_A_ROW, DRAWN_WRITES, MEMORY, MEMORY_IS, SECTORS, Cell, PlatterView, grid
+from rqlab.charts.platters import CELLS_A_ROW, DRAWN_WRITES, MEMORY, MEMORY_IS, PIECES, SECTORS, Cell, PlatterView, grid
 from rqlab.html.svg import FAINT, FONT, INK, LETTER, PATTERNS, QUIET, text
 
 LEFT, CELL, ROW, LINE = 4, 6, 9, 18  # pixels: the margin, a cell's width and height, a line of words
@@ -32,6 +32,8 @@ def platter(view: PlatterView, name: str = "rq-platter") -> str:
 
     if view.crash and view.strips:
         words(view.crash_said(), 300)
+        if view.has_pieces():
+            words(PIECES)
     if not view.strips:
         for line in view.lines():
             words(line)

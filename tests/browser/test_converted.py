@@ -1,5 +1,6 @@
 """Notebooks as pages without a kernel, as a reader on the web has them: run, converted, and read in a browser."""
 
+import re
 from pathlib import Path
 
 import nbformat
@@ -14,6 +15,7 @@ from browser.conftest import Keep
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 #: What a page says instead of a widget that has no kernel, and instead of what a cell wanted to say.
 EXCUSES = ("model not found", "Error displaying widget", "Loading widget", "A Jupyter Widget", "Traceback (most recent")
+CUT = re.compile(r"(\.\.\.|…)$")
 SECONDS = 100  # for one cell
 
 
@@ -29,7 +31,13 @@ def converted(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.parametrize(
-    "name", ["01_kill_a_worker.ipynb", "03_what_does_durable_mean.ipynb", "06_scrub_a_crash.ipynb"]
+    "name",
+    [
+        "01_kill_a_worker.ipynb",
+        "03_what_does_durable_mean.ipynb",
+        "06_scrub_a_crash.ipynb",
+        "07_exactly_once_is_a_lie.ipynb",
+    ],
 )
 def test_a_converted_notebook_reads_well_without_a_kernel(
     name: str, page: Page, keep: Keep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -49,6 +57,7 @@ def test_a_converted_notebook_reads_well_without_a_kernel(
     assert pictures.evaluate_all("all => all.filter(each => !(each.complete && each.naturalWidth)).length") == 0
     assert page.locator("img[alt^='No description']").count() == 0, "nbconvert found no alt text"
     assert looks.faint(page, ".jp-OutputArea-output") == []
+    assert page.locator("td", has_text=CUT).all_inner_texts() == [], "pandas cut what explains"
     assert page.locator("script[type*='widget-state']").count() == 0
     assert "rqlab-lab-" not in words, "a directory of the machine that ran it"
 
