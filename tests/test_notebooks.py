@@ -226,3 +226,21 @@ def test_a_notebook_can_be_run_again_in_its_kernel_and_closes_what_it_opened(pat
 
     printed = [output.text.strip() for output in notebook.cells[-1].outputs if output.output_type == "stream"]
     assert printed == ["[]"]
+
+
+PRESSED = """
+lab.push(3)
+lab.settle()
+lab.kill("w1")
+lab.restart("w1")
+lab.wait_until(lambda view: view["crashes"] == 1)
+"""
+
+
+@pytest.mark.timeout(300)  # seconds; real processes: 17 s while six other things run
+def test_who_presses_the_buttons_as_invited_can_go_on_with_the_notebook() -> None:
+    notebook = read(NOTEBOOKS / "01_kill_a_worker.ipynb")
+    shown = next(number for number, cell in enumerate(notebook.cells) if cell.source.endswith("\nlab"))
+    notebook.cells.insert(shown + 1, nbformat.v4.new_code_cell(PRESSED))
+
+    NotebookClient(notebook, timeout=2 * DEADLINE_SECONDS, kernel_name="python3").execute(cwd=str(NOTEBOOKS))
