@@ -188,7 +188,8 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
       so much time (10 ms: an fsync or two) or so many writes. A crash loses no more than that;
     - `snapshot_interval` and `max_dirty` (changed jobs), of `durability="hybrid"` only: a snapshot at the latest after
       so much time or so many changes. At 4 x `max_dirty` unsafe writes, writers wait, up to `busy_timeout`;
-    - `retention`: how long finished jobs are kept. It is stored in the directory; left out, the stored one holds.
+    - `retention`: how long finished jobs are kept. It is stored in the directory, so it does not go with `read_only`;
+      left out, the stored one holds.
 
     Network file systems are refused (flock and SQLite's WAL do not hold there) unless `allow_network_filesystem`.
     Raises ValidationError, StoreLocked, StoreFull, StoreCorrupt, FormatTooNew or StoreError; nothing is changed then.
@@ -208,6 +209,11 @@ def open(  # like shelve.open and dbm.open: always called as rqlab.open
     )
     _refuse_what_is_not_used(mode, opening)
     if arguments.truth(read_only, "read_only"):
+        if kept is not DEFAULT_RETENTION:
+            raise ValidationError(
+                f"retention: it is stored in the directory, and read_only=True stores nothing; got {shown(retention)}. "
+                "Leave one of them out"
+            )
         return Queues(ReadOnlyStore(directory), directory, mode.name, read_only=True, **pace)
     store = _open_store(mode, opening)
     queues = None

@@ -440,15 +440,18 @@ def test_a_full_disk_refuses_keeps_and_goes_on_when_there_is_room(small_disk: Pa
         assert {found.id for found in again.jobs("a")} == set(kept)
 
 
-def test_a_directory_that_was_removed_can_still_be_let_go(tmp_path: Path) -> None:
-    rq = buffered(tmp_path / "q")
+@pytest.mark.parametrize("mode", ["buffered", "hybrid"])
+def test_a_directory_that_was_removed_can_still_be_let_go(tmp_path: Path, mode: str) -> None:
+    rq = rqlab.open(tmp_path / "q", mode, **LAZY[mode])
     rq.push("a", "n")
     shutil.rmtree(tmp_path / "q")
 
     with pytest.raises(StoreError, match="removed or replaced"):
+        rq.flush()
+    with pytest.raises(StoreError, match="removed or replaced"):
         rq.close()
     rq.close()
-    with buffered(tmp_path / "q") as again:
+    with rqlab.open(tmp_path / "q", mode) as again:
         assert again.counts().waiting == 0
 
 

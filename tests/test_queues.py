@@ -1190,6 +1190,13 @@ def test_looking_creates_no_directory(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_look_is_not_asked_to_store_a_retention(tmp_path: Path) -> None:
+    rqlab.open(tmp_path / "jobs").close()
+
+    with pytest.raises(rqlab.ValidationError, match="read_only=True stores nothing; got Retention"):
+        rqlab.open(tmp_path / "jobs", read_only=True, retention=rqlab.Retention(completed=1))
+
+
 def test_close_is_idempotent_and_everything_after_it_is_refused(rq: rqlab.Queues) -> None:
     job_id = rq.push("q", "n")
     job = pull_one(rq)
