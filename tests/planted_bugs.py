@@ -248,13 +248,11 @@ def no_transaction(patch: Patch) -> None:
     """Each row is a commit of its own, and one that fails does not keep the others from being stored."""
 
     def run(self: Any, batch: Any) -> None:
-        gone, rows = self._run_works(batch)
-        for statement, given in (
-            *((entries.delete(1), [key]) for key in gone),
-            *((entries.upsert(1), tuple(row)) for row in rows),
-        ):
+        self._run_works(batch)
+        late, self._late = self._late, {}
+        for key, row in late.items():
             try:
-                self._connection.execute(statement, given)
+                self._connection.execute(*((entries.delete(1), [key]) if row is None else (entries.upsert(1), row)))
             except sqlite3.Error as error:
                 batch.error = entries.in_our_words(error, self.path)
         self._store_counters(batch.counters)

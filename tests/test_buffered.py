@@ -489,6 +489,7 @@ def test_a_flush_that_forgets_is_caught(store: BufferedStore, monkeypatch: pytes
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         self._open_batches.clear()
+        self._late = {}
         self._raw.pending = {}
         self._is_whole = True
 

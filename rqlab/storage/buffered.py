@@ -135,13 +135,19 @@ class BufferedStore(DiskStore):
                 batch.counters = {}
             self._is_whole = False
             self._begin()
-            self._apply(self._run_works(batch))
+            self._run_works(batch)
             batch.writes_so_far = self.unsafe_writes + batch.writes
             # One call into C: no interrupt comes between the acknowledgement and the note of it.
             (self._open_batches if batch.writes else batch.committed).append(batch)
             self._is_whole = True
         except Exception as error:  # noqa: BLE001  # everybody's, and raised there
             batch.error = in_our_words(error, self.path)
+
+    def _apply_late(self) -> None:
+        if self._late:
+            was_whole, self._is_whole = self._is_whole, False  # a full disk may end SQLite's transaction right here
+            super()._apply_late()
+            self._is_whole = was_whole
 
     def _mend(self) -> None:
         if not self._is_whole:
@@ -155,13 +161,14 @@ class BufferedStore(DiskStore):
 
     def _put_back(self) -> None:
         """Make SQLite's transaction hold exactly the open batches, after whatever went wrong."""
+        self._late = {}
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         if self._open_batches:
             self._begin()
             for batch in self._open_batches:
                 for step in batch.steps:
-                    self._apply(step)
+                    self._leave_for_later(step)
         self._raw.pending = self._counters_so_far()
         self._is_whole = True
 
@@ -184,6 +191,7 @@ class BufferedStore(DiskStore):
             self._is_whole = False
             if self._open_batches:
                 self._begin()
+                self._apply_late()
                 self._store_counters(self._open_batches[-1].counters)
             if self._connection.in_transaction:
                 self._connection.execute("COMMIT")

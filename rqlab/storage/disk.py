@@ -112,6 +112,21 @@ class Batch:
         self.error: RQLabError | None = None  #: the transaction itself failed: everybody's error
 
 
+class _Inside(Reads):
+    """What a work looks at: the transaction, made to hold what the works before it have changed."""
+
+    def __init__(self, raw: Raw, apply_late: Callable[[], None]) -> None:
+        self._raw = raw
+        self._apply_late = apply_late
+
+    def _read(self, ask: Callable[Concatenate[Raw, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._apply_late()
+        return ask(self._raw, *args, **kwargs)
+
+    def counters(self, queue: str) -> Mapping[str, int]:
+        return self._raw.counters(queue)  # never left for later, and all that most pushes look at
+
+
 class DiskStore(Reads):
     """A directory of jobs that many processes may open; the disk holds what a returned `write` changed.
 
@@ -139,6 +154,8 @@ class DiskStore(Reads):
         self._version = 0
         self._closed = False
         self._raw = Raw()
+        #: By key: the entries that the transaction under way does not hold yet; None: to be removed. See `_apply_late`.
+        self._late: dict[str, Row | None] = {}
         self._make_directory(allow_network, busy_timeout)
         self._owner = own(self.path, durability, exclusive)
         try:
@@ -246,24 +263,22 @@ class DiskStore(Reads):
         try:
             with self._connection:  # in C: whatever ends this block, an interrupt too, ends in COMMIT or ROLLBACK
                 self._connection.execute("BEGIN IMMEDIATE")
-                self._apply(self._run_works(batch))
+                self._run_works(batch)
+                self._apply_late()
                 self._store_counters(batch.counters)
                 # One call into C: no interrupt comes between the commit and the note that it was done.
                 batch.committed.extend(map(self._connection.execute, ("COMMIT",)))
         except Exception as error:  # noqa: BLE001  # everybody's, and raised there
             batch.error = in_our_words(error, self.path)
 
-    def _run_works(self, batch: Batch) -> Step:
-        """Each work sees what those before it have changed. What the last one changes is not applied yet."""
+    def _run_works(self, batch: Batch) -> None:
+        """Each work sees what those before it have changed."""
         self._raw.pending = batch.counters
-        step = NOTHING
+        inside = _Inside(self._raw, self._apply_late)
         for call in batch.calls:
-            self._apply(step)
-            step = self._run_work(call, batch)
-        return step
+            self._leave_for_later(self._run_work(call, batch, Staged(inside)))
 
-    def _run_work(self, call: _Call, batch: Batch) -> Step:
-        staged = Staged(self._raw)
+    def _run_work(self, call: _Call, batch: Batch, staged: Staged) -> Step:
         try:
             call.result = call.work(staged)
             call.error = None
@@ -281,6 +296,24 @@ class DiskStore(Reads):
         batch.steps.append(step)
         batch.writes += 1
         return step
+
+    def _leave_for_later(self, step: Step) -> None:
+        gone, rows = step
+        for key in gone:
+            self._late[key] = None
+        for row in rows:
+            self._late[row[0]] = row
+
+    def _apply_late(self) -> None:
+        """Let the transaction hold what was left for later: before its commit, and before anybody looks into it.
+
+        So the rows of many callers, who mostly push and look at nothing, go in one statement. Each statement of its own
+        would give Python's lock away, and wait for it among all those callers.
+        """
+        if self._late:
+            gone = [key for key, row in self._late.items() if row is None]
+            self._apply((gone, [row for row in self._late.values() if row is not None]))
+            self._late = {}  # an interrupt before this line: they are applied once more, as they are
 
     def _apply(self, step: Step) -> None:
         gone, rows = step
@@ -323,7 +356,8 @@ class DiskStore(Reads):
         self._batch = None
 
     def _mend(self) -> None:
-        """End what a ROLLBACK that failed has left: nothing of it may be seen, or committed."""
+        """End what a ROLLBACK that failed has left: nothing of it, nor what was left for later, may be seen."""
+        self._late = {}
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
@@ -375,6 +409,7 @@ class DiskStore(Reads):
             try:
                 self._refuse_if_closed()
                 self._settle()
+                self._apply_late()
                 return ask(self._raw, *args, **kwargs)
             except sqlite3.Error as error:
                 raise in_our_words(error, self.path, "read") from error
