@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from rqlab import html
 from rqlab.charts import timelines
-from rqlab.charts.histories import names_in
+from rqlab.charts.histories import fault_look, names_in
 from rqlab.charts.platters import PlatterView
 from rqlab.durability import MODES
 from rqlab.html import explored, svg
@@ -185,4 +185,4 @@ class Explored:
             return "∅"
         if happening.kind == "violation":
             return "✗"
-        return "⚡" if happening.detail.get("fault") else "•"
+        return fault_look(happening.kind).glyph if happening.detail.get("fault") else "•"
