@@ -19,7 +19,7 @@ voila: $(VENV)/.lab  ## the lab as a page, without code; make voila IP=0.0.0.0 f
 	$(BIN)/rqlab lab --ip $(IP)
 
 test: check  ## everything that CI runs
-	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 3 --dist worksteal  # on two cores, too: a third of the time they wait for processes and pages
 	$(BIN)/pytest -n 2 --dist worksteal --nbmake --nbmake-timeout=60 --nbmake-kernel=python3 notebooks
 
 torture: $(VENV)/.tests  ## the power cut 120 000 times and more; each operation refused; interrupts at every instruction; a million finished jobs; ten thousand seeds a mode
