@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ipywidgets.widgets.widget import _instances as alive
 
@@ -437,6 +438,18 @@ def test_no_worker_survives_a_killed_kernel_by_two_seconds(mode: str, how: str) 
             "hybrid",
             "frozen",
         ) or not home.exists()  # a frozen owner has nobody to clear up after it
+
+
+def test_a_process_stands_still_when_freeze_returns(lab: Lab) -> None:
+    """Else a kernel that is killed right then leaves it frozen for ever: the system wakes what stands still."""
+    lab.wait_until(lambda view: all(row["state"] != "starting" for row in view["workers"]))
+    states = []
+    for _ in range(100):
+        lab.freeze("w1")
+        states.append(psutil.Process(lab.pids["w1"]).status())
+        lab.thaw("w1")
+
+    assert set(states) == {psutil.STATUS_STOPPED}
 
 
 def test_an_interrupt_of_the_kernel_leaves_the_workers_alone() -> None:

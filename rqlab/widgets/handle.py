@@ -103,9 +103,15 @@ class Handle:
         self._popen.send_signal(signal.SIGKILL)
 
     def freeze(self) -> None:
-        """SIGSTOP: it keeps all that it has, and does nothing."""
+        """SIGSTOP: it keeps all that it has, and does nothing. It stands still when this returns, or has ended.
+
+        A process that is told to stop, and has not yet done so as its kernel is killed, is woken by nobody: the system
+        wakes only what stands still by then.
+        """
         self.frozen_at = clock.now()
         self._popen.send_signal(signal.SIGSTOP)
+        with contextlib.suppress(ChildProcessError):  # it had ended, and was reaped
+            os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> int:
         """SIGCONT; for how many milliseconds it was frozen."""
