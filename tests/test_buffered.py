@@ -481,6 +481,29 @@ def test_a_work_that_breaks_the_transaction_takes_no_earlier_batch_along(store: 
     assert counted(store) == recounted(store)
 
 
+def test_a_look_at_which_sqlite_gives_its_transaction_up_loses_nothing(
+    store: BufferedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a full disk makes it: what was left for later is applied as somebody looks, and all of it is gone."""
+
+    def give_up(step: object) -> None:
+        store._connection.execute("ROLLBACK")
+        raise sqlite3.OperationalError("database or disk is full")
+
+    put(store, job(1))
+    assert line(store, "a") == [1]  # in SQLite's transaction from now on
+    put(store, job(2))
+    monkeypatch.setattr(store, "_apply", give_up)
+    with pytest.raises(StoreError, match="full"):
+        store.get(job(1).id)
+    monkeypatch.undo()
+
+    put(store, job(3))
+    store.flush()
+    assert safe(store.path) == [1, 2, 3]
+    assert counted(store) == recounted(store)
+
+
 # A planted bug: these tests can fail.
 
 

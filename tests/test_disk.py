@@ -641,6 +641,29 @@ def test_a_commit_that_is_refused_is_rolled_back(store: DiskStore) -> None:
     assert line(store, "a") == [2]
 
 
+def test_what_a_refused_statement_left_for_later_is_stored_by_nobody(store: DiskStore) -> None:
+    """Neither by the next look, outside of any transaction, nor by the next commit."""
+    store._connection.set_authorizer(
+        lambda action, *rest: sqlite3.SQLITE_DENY if action == sqlite3.SQLITE_INSERT else sqlite3.SQLITE_OK
+    )
+    with pytest.raises(StoreError, match="nothing was changed"):
+        put(store, job(1))
+    store._connection.set_authorizer(None)
+
+    assert store.get(id_of(1)) is None
+    put(store, job(2))
+    assert line(store, "a") == [2]
+    assert counted(store) == recounted(store)
+
+
+def test_work_sees_what_the_work_before_it_in_the_same_commit_has_changed(store: DiskStore) -> None:
+    found = store.write_together(
+        [lambda tx: tx.put(job(1)), lambda tx: (tx.get(id_of(1)), tx.scan("ready/", "ready0", 9))]
+    )
+
+    assert found == [None, (job(1), [job(1)])]
+
+
 def test_diskcache_as_it_is_keeps_a_refused_commit_open(tmp_path: Path) -> None:
     """The reason for the rollback of ours: from then on every write of another thread is a Timeout."""
     said: list[str] = []
